@@ -1,0 +1,162 @@
+/* What this machine can do at most, measured: FMA rate per instruction set and copy bandwidth, on any number of threads.
+ * A benchmark states its result as a share of these, measured in the same run. */
+#ifndef BENCH_PEAK_H
+#define BENCH_PEAK_H
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define PEAK_NOINLINE __attribute__((noinline))
+#define PEAK_ROUNDS 4096 /* iterations between two looks at the clock */
+
+static double bench_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* One loop of N independent chains: latency x throughput differs between machines, so the best of 12, 16 and 24 is taken.
+ * The empty asm keeps the accumulators in registers and the compiler from folding the loop. */
+#define PEAK_R12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define PEAK_R16(X) PEAK_R12(X) X(12) X(13) X(14) X(15)
+#define PEAK_R24(X) PEAK_R16(X) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
+#define PEAK_LOOP(name, target, type, reg, list, set1)                                 \
+    target PEAK_NOINLINE static float name(void) {                                                  \
+        type m = set1(1.0f), d = set1(1e-30f);                                                      \
+        list(PEAK_DECLARE_##reg) for (int i = 0; i < PEAK_ROUNDS; i++) { list(PEAK_STEP_##reg) }     \
+        float sink[16];                                                                             \
+        memcpy(sink, &a0, sizeof a0);                                                               \
+        list(PEAK_USE_##reg) return sink[0];                                                        \
+    }
+
+#define PEAK_STEP(i, constraint, fma) a##i = fma(a##i, m, d); __asm__ volatile("" : "+" constraint(a##i));
+
+#if defined(__x86_64__) || defined(__i386__)
+#define PEAK_T512 __attribute__((target("avx512f")))
+#define PEAK_DECLARE_z(i) __m512 a##i = m;
+#define PEAK_STEP_z(i) PEAK_STEP(i, "v", _mm512_fmadd_ps)
+#define PEAK_USE_z(i) __asm__ volatile("" : : "v"(a##i));
+#define PEAK_T256 __attribute__((target("avx2,fma")))
+#define PEAK_DECLARE_y(i) __m256 a##i = m;
+#define PEAK_STEP_y(i) PEAK_STEP(i, "x", _mm256_fmadd_ps)
+#define PEAK_USE_y(i) __asm__ volatile("" : : "x"(a##i));
+PEAK_LOOP(peak_512_12, PEAK_T512, __m512, z, PEAK_R12, _mm512_set1_ps)
+PEAK_LOOP(peak_512_16, PEAK_T512, __m512, z, PEAK_R16, _mm512_set1_ps)
+PEAK_LOOP(peak_512_24, PEAK_T512, __m512, z, PEAK_R24, _mm512_set1_ps)
+PEAK_LOOP(peak_256_12, PEAK_T256, __m256, y, PEAK_R12, _mm256_set1_ps)
+#endif
+
+/* Four lanes of the baseline: SSE mul + add on x86, FMA on aarch64. */
+typedef float peak_v4 __attribute__((vector_size(16)));
+#if defined(__aarch64__)
+#define PEAK_FMA4(a, m, d) (peak_v4) vfmaq_f32((float32x4_t)(d), (float32x4_t)(a), (float32x4_t)(m))
+#define PEAK_C4 "w"
+#elif defined(__x86_64__) || defined(__i386__)
+#define PEAK_FMA4(a, m, d) ((a) * (m) + (d))
+#define PEAK_C4 "x"
+#else
+#define PEAK_FMA4(a, m, d) ((a) * (m) + (d))
+#define PEAK_C4 "g"
+#endif
+static peak_v4 peak_set4(float x) { return (peak_v4){x, x, x, x}; }
+#define PEAK_DECLARE_q(i) peak_v4 a##i = m;
+#define PEAK_STEP_q(i) PEAK_STEP(i, PEAK_C4, PEAK_FMA4)
+#define PEAK_USE_q(i) __asm__ volatile("" : : PEAK_C4(a##i));
+PEAK_LOOP(peak_128_12, , peak_v4, q, PEAK_R12, peak_set4)
+#if !defined(__i386__)
+PEAK_LOOP(peak_128_16, , peak_v4, q, PEAK_R16, peak_set4)
+#endif
+
+typedef struct peak_row { const char *isa; int lanes, chains; float (*run)(void); } peak_row;
+static const peak_row peak_rows[] = {
+#if defined(__x86_64__) || defined(__i386__)
+    {"avx512", 16, 12, peak_512_12}, {"avx512", 16, 16, peak_512_16}, {"avx512", 16, 24, peak_512_24},
+    {"avx2", 8, 12, peak_256_12},
+#endif
+#if !defined(__i386__)
+    {"neon", 4, 16, peak_128_16}, {"scalar", 4, 16, peak_128_16},
+#endif
+    {"neon", 4, 12, peak_128_12}, {"scalar", 4, 12, peak_128_12},
+};
+
+typedef struct peak_job { const peak_row *row; double seconds, flops, bytes; float *from, *to; size_t floats; } peak_job;
+
+static void *peak_fma_thread(void *arg) {
+    peak_job *j = (peak_job *)arg;
+    double begin = bench_now(), now;
+    volatile float sink = 0;
+    int64_t rounds = 0;
+    do {
+        sink = sink + j->row->run();
+        rounds++;
+    } while ((now = bench_now()) - begin < j->seconds);
+    j->flops = 2.0 * j->row->lanes * j->row->chains * PEAK_ROUNDS * (double)rounds / (now - begin);
+    return NULL;
+}
+
+static void *peak_copy_thread(void *arg) {
+    peak_job *j = (peak_job *)arg;
+    double begin = bench_now(), now;
+    int64_t rounds = 0;
+    do {
+        memcpy(j->to, j->from, j->floats * sizeof(float));
+        __asm__ volatile("" : : : "memory");
+        rounds++;
+    } while ((now = bench_now()) - begin < j->seconds);
+    j->bytes = 2.0 * (double)j->floats * sizeof(float) * (double)rounds / (now - begin);
+    return NULL;
+}
+
+static void peak_run(void *(*body)(void *), peak_job *jobs, int threads) {
+    pthread_t id[256];
+    int made = 0;
+    for (int i = 1; i < threads; i++) {
+        if (pthread_create(&id[made], NULL, body, &jobs[i]) == 0) made++;
+    }
+    body(&jobs[0]);
+    for (int i = 0; i < made; i++) pthread_join(id[i], NULL);
+}
+
+/* FLOP/s of `isa` on `threads` threads: best of its loops, `seconds` each. */
+static double peak_flops(const char *isa, int threads, double seconds) {
+    double best = 0;
+    for (size_t r = 0; r < sizeof peak_rows / sizeof *peak_rows; r++) {
+        peak_job jobs[256] = {{0}};
+        double sum = 0;
+        if (strcmp(peak_rows[r].isa, isa)) continue;
+        for (int i = 0; i < threads; i++) { jobs[i].row = &peak_rows[r]; jobs[i].seconds = seconds; }
+        peak_run(peak_fma_thread, jobs, threads);
+        for (int i = 0; i < threads; i++) sum += jobs[i].flops;
+        if (sum > best) best = sum;
+    }
+    return best;
+}
+
+/* Bytes per second (read + written) of memcpy over a working set of `bytes` in all, split over the threads. */
+static double peak_copy(int64_t bytes, int threads, double seconds) {
+    peak_job jobs[256] = {{0}};
+    size_t floats = (size_t)(bytes / 8 / threads) + 16;
+    float *memory = (float *)calloc(2 * floats * (size_t)threads, sizeof(float));
+    double sum = 0;
+    if (!memory) return 0;
+    for (int i = 0; i < threads; i++) {
+        jobs[i].seconds = seconds;
+        jobs[i].from = memory + 2 * floats * (size_t)i;
+        jobs[i].to = jobs[i].from + floats;
+        jobs[i].floats = floats;
+        memset(jobs[i].from, 1, 2 * floats * sizeof(float));
+    }
+    peak_run(peak_copy_thread, jobs, threads);
+    for (int i = 0; i < threads; i++) sum += jobs[i].bytes;
+    free(memory);
+    return sum;
+}
+#endif
