@@ -1,0 +1,232 @@
+# transformer.h needs no build: this file builds its examples, tests and benchmark. `make help` lists what there is.
+# Everything made lies under build/. V=1 prints each command.
+
+CC ?= cc
+CFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+AREAS ?=#            make test AREAS="ops masks" builds and runs tests/test_ops.c and tests/test_masks.c only
+FILTER ?=#           make test FILTER='attention/row_*' runs the tests whose suite/name matches
+
+Q := $(if $(V),,@)
+HEADER := transformer.h
+VERSION := $(shell sed -n 's/^\#define TFM_VERSION_\(MAJOR\|MINOR\|PATCH\) //p' $(HEADER) 2>/dev/null | paste -sd. -)
+EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
+BENCHES := $(patsubst bench/%.c,build/%,$(wildcard bench/*.c))
+SCRIPTS := tests/scripts
+
+.PHONY: all examples run bench test check help install uninstall clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(EXAMPLES) $(BENCHES)
+examples: $(EXAMPLES)
+
+$(EXAMPLES): build/%: examples/%.c $(wildcard examples/*.h) $(HEADER)
+	@mkdir -p $(@D)
+	@echo "  build $@"
+	$(Q)$(CC) $(CFLAGS) -Wall -Wextra -I. $< -o $@ -lm
+
+$(BENCHES): build/%: bench/%.c $(wildcard bench/*.h) $(HEADER)
+	@mkdir -p $(@D)
+	@echo "  build $@"
+	$(Q)$(CC) $(CFLAGS) -Wall -Wextra -I. $< -o $@ -lm
+
+run: build/tour
+	cd build && ./tour
+
+BENCH ?= all --threads 1
+bench: build/bench
+	build/bench $(BENCH)
+
+# ---- tests ------------------------------------------------------------------------------------------------------------
+# A test program is the implementation, compiled once as the configuration under test says, the tests that hold their own
+# private copy of it (they define TFM_STATIC), and the objects of all other tests, which see declarations only and are
+# therefore shared by all configurations of one kind.
+
+TESTS := $(if $(AREAS),$(AREAS:%=tests/test_%.c),$(wildcard tests/test_*.c))
+PRIVATE := $(if $(TESTS),$(notdir $(basename $(shell grep -l '^\#define TFM_STATIC' $(TESTS)))))
+SHARED := $(filter-out $(PRIVATE),$(notdir $(basename $(TESTS))))
+space := $(subst ,, )
+PROGRAM := tests$(if $(AREAS),-$(subst $(space),-,$(strip $(AREAS))))
+FILTERS := $(foreach f,$(FILTER),'$(f)')
+HARNESS := tests/test.h tests/mini_criterion.h
+
+# objects(KIND, COMMAND): how the shared tests of a kind are compiled
+define objects
+build/$(1)/%.o: tests/%.c $(HEADER) $(HARNESS)
+	@mkdir -p $$(@D)
+	$$(Q)$(2) -Wall -Wextra -I. -c $$< -o $$@
+OBJECTS_$(1) := $$(SHARED:%=build/$(1)/%.o) build/$(1)/mini_criterion.o
+endef
+
+# configuration(NAME, KIND, COMMAND, DEFINES OF PRIVATE TESTS, LIBRARIES, SUFFIX): a test program, and one that lists the instruction
+# sets it can run
+define configuration
+build/$(1)/impl.o build/$(1)/isas.o: build/$(1)/%.o: tests/%.c $(HEADER)
+	@mkdir -p $$(@D)
+	$$(Q)$(3) -I. -c $$< -o $$@
+$$(PRIVATE:%=build/$(1)/%.o): build/$(1)/%.o: tests/%.c $(HEADER) $(HARNESS)
+	@mkdir -p $$(@D)
+	$$(Q)$(3) $(4) -I. -c $$< -o $$@
+build/$(1)/isas$(6): build/$(1)/isas.o build/$(1)/impl.o
+	$$(Q)$(3) $$^ -o $$@ -lm
+build/$(1)/$(PROGRAM)$(6): build/$(1)/impl.o $$(PRIVATE:%=build/$(1)/%.o) $$(OBJECTS_$(2)) | build/$(1)/isas$(6)
+	@echo "  build $$@"
+	$$(Q)$(3) $$^ -o $$@ $(5) -lm
+endef
+
+MINI := -DTFM_MINI_CRITERION
+$(eval $(call objects,test-objects,$(CC) -O1 -g))
+$(eval $(call configuration,test,test-objects,$(CC) $(CFLAGS),,-lcriterion))
+
+test: criterion
+	@$(MAKE) --no-print-directory build/test/$(PROGRAM)
+	@$(SCRIPTS)/run_tests.sh test build/test/$(PROGRAM) '' --verbose=1 $(if $(FILTER),--filter '$(FILTER)')
+
+.PHONY: criterion
+criterion:
+	@echo '#include <criterion/criterion.h>' | $(CC) -E - >/dev/null 2>&1 || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo 'installing libcriterion-dev'; \
+	        { apt-get install -y libcriterion-dev || { apt-get update && apt-get install -y libcriterion-dev; }; } >/dev/null 2>&1; \
+	    fi; \
+	    echo '#include <criterion/criterion.h>' | $(CC) -E - >/dev/null 2>&1 || { \
+	        echo 'The tests need Criterion: install libcriterion-dev (Debian, Ubuntu), criterion (Fedora, Homebrew),'; \
+	        echo 'or run `make test-mini`, which needs nothing.'; exit 1; }; }
+
+# The same tests in one process, without Criterion.
+.PHONY: test-mini
+$(eval $(call objects,mini,$(CC) -O1 -g $(MINI)))
+$(eval $(call configuration,test-mini,mini,$(CC) $(CFLAGS),$(MINI)))
+test-mini: build/test-mini/$(PROGRAM)
+	@$(SCRIPTS)/run_tests.sh test-mini $< '' $(FILTERS)
+
+# ---- the long matrix --------------------------------------------------------------------------------------------------
+
+CHECKS := lines style symbols api warnings embed no stack install flags cpp asan tsan valgrind i386 aarch64 mingw examples bench
+.PHONY: $(CHECKS:%=check-%)
+check: $(CHECKS:%=check-%)
+
+check-lines:
+	@$(SCRIPTS)/check_lines.py $(HEADER)
+check-style:
+	@$(SCRIPTS)/check_style.py $(HEADER)
+check-symbols:
+	@$(SCRIPTS)/check_symbols.py
+check-api:
+	@$(SCRIPTS)/check_api.py
+check-warnings:
+	@$(SCRIPTS)/check_warnings.py
+check-embed:
+	@$(SCRIPTS)/check_embed.py
+check-no:
+	@$(SCRIPTS)/check_no.py
+check-stack:
+	@$(SCRIPTS)/check_stack.py
+check-install:
+	@$(SCRIPTS)/check_install.sh
+check-examples: $(EXAMPLES) build/test-mini/isas
+	@$(SCRIPTS)/check_examples.py
+check-bench: $(BENCHES) build/test-mini/isas
+	@$(SCRIPTS)/check_bench.py
+
+# Optimisation levels. The flags of the implementation are also those of the link: -Ofast changes the start-up code.
+FLAGS := O0 O2 O3 Ofast native lto
+FLAG_O0 := -O0
+FLAG_O2 := -O2
+FLAG_O3 := -O3
+FLAG_Ofast := -Ofast
+FLAG_native := -O2 -march=native
+FLAG_lto := -O2 -flto
+$(foreach f,$(FLAGS),$(eval $(call configuration,gcc-$(f),mini,gcc $(FLAG_$(f)),$(MINI))))
+$(foreach f,$(FLAGS),$(eval $(call configuration,clang-$(f),mini,clang $(FLAG_$(f)),$(MINI))))
+FLAG_BUILDS := $(FLAGS:%=gcc-%) $(FLAGS:%=clang-%)
+.PHONY: $(FLAG_BUILDS:%=check-flags-%)
+$(FLAG_BUILDS:%=check-flags-%): check-flags-%: build/%/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-flags-$* $< ''
+check-flags: $(FLAG_BUILDS:%=check-flags-%)
+
+# The implementation as C++, called from C. Tests with a private copy stay C.
+define configuration_cpp
+build/$(1)/impl.o: tests/impl.c $(HEADER)
+	@mkdir -p $$(@D)
+	$$(Q)$(2) -std=c++17 -O2 -I. -x c++ -c $$< -o $$@
+build/$(1)/isas: build/mini/isas.o build/$(1)/impl.o
+	$$(Q)$(2) $$^ -o $$@ -lm
+build/$(1)/$(PROGRAM): build/$(1)/impl.o $(OBJECTS_mini) | build/$(1)/isas
+	@echo "  build $$@"
+	$$(Q)$(2) $$^ -o $$@ -lm
+endef
+$(eval $(call configuration_cpp,g++,g++))
+$(eval $(call configuration_cpp,clang++,clang++))
+.PHONY: check-cpp-g++ check-cpp-clang++
+check-cpp-g++ check-cpp-clang++: check-cpp-%: build/%/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-cpp-$* $< ''
+check-cpp: check-cpp-g++ check-cpp-clang++
+
+comma := ,
+ASAN := clang -O1 -g -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
+$(eval $(call objects,asan-objects,$(ASAN) $(MINI)))
+$(eval $(call configuration,asan,asan-objects,$(ASAN),$(MINI)))
+check-asan: build/asan/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-asan $< '' $(FILTERS)
+
+# Only what has threads in it: the rest would run serially under the sanitizer.
+TSAN := clang -O1 -g -fsanitize=thread
+TSAN_TESTS ?= threads* determinism* */*thread* */*parallel* */*cancel*
+$(eval $(call objects,tsan-objects,$(TSAN) $(MINI)))
+$(eval $(call configuration,tsan,tsan-objects,$(TSAN),$(MINI)))
+check-tsan: build/tsan/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-tsan $< 'setarch -R' $(foreach t,$(TSAN_TESTS),'$(t)')
+
+# valgrind runs AVX2 and hides AVX-512; it is slow, so only these.
+VALGRIND := valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite
+VALGRIND_TESTS ?= harness context* memory* tensors* views* masks*
+check-valgrind: build/gcc-O2/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-valgrind $< '$(VALGRIND)' $(foreach t,$(VALGRIND_TESTS),'$(t)')
+
+I386 := gcc -m32 -O2 -g
+$(eval $(call objects,i386-objects,gcc -m32 -O1 -g $(MINI)))
+$(eval $(call configuration,i386,i386-objects,$(I386),$(MINI)))
+check-i386: build/i386/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-i386 $< ''
+
+AARCH64 := aarch64-linux-gnu-gcc -O2 -g
+QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu max
+$(eval $(call objects,aarch64-objects,aarch64-linux-gnu-gcc -O1 -g $(MINI)))
+$(eval $(call configuration,aarch64,aarch64-objects,$(AARCH64),$(MINI)))
+check-aarch64: build/aarch64/$(PROGRAM)
+	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-aarch64 $< '$(QEMU_AARCH64)' $(FILTERS)
+
+# Windows: built always, run where wine is installed.
+MINGW := x86_64-w64-mingw32-gcc -O2 -g -static
+$(eval $(call objects,mingw-objects,x86_64-w64-mingw32-gcc -O1 -g $(MINI)))
+$(eval $(call configuration,mingw,mingw-objects,$(MINGW),$(MINI),,.exe))
+check-mingw: build/mingw/$(PROGRAM).exe
+	@TFM_QUICK=1 $(SCRIPTS)/run_mingw.sh check-mingw $< $(FILTERS)
+
+# ---- install ----------------------------------------------------------------------------------------------------------
+
+install:
+	mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/share/pkgconfig'
+	cp $(HEADER) '$(DESTDIR)$(PREFIX)/include/$(HEADER)'
+	printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' '' 'Name: transformer' \
+	    'Description: Transformers on CPUs, in one C header' 'Version: $(VERSION)' 'Cflags: -I$${includedir}' 'Libs: -lm' \
+	    >'$(DESTDIR)$(PREFIX)/share/pkgconfig/transformer.pc'
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/include/$(HEADER)' '$(DESTDIR)$(PREFIX)/share/pkgconfig/transformer.pc'
+
+clean:
+	rm -rf build
+
+help:
+	@echo 'make             examples and benchmark, to build/'
+	@echo 'make run         the tour: a sentence through a Transformer, step by step'
+	@echo 'make test        all tests on every instruction set of this machine (AREAS="ops masks", FILTER="suite/name*")'
+	@echo 'make test-mini   the same without Criterion'
+	@echo 'make bench       the benchmark (BENCH="matmul --shape 512,512,512 --isa avx2" for one op)'
+	@echo 'make check       the long matrix; its parts:'
+	@echo '                 $(CHECKS:%=check-%)' | fold -s -w 100
+	@echo 'make install     the header and a pkg-config file (PREFIX=$(PREFIX), DESTDIR=)'
+	@echo 'make clean       removes build/'

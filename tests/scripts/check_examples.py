@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Runs the examples on every instruction set. With the models of the shared test data (TFM_SHARED): `generate` must print the very
+bytes that the reference prints, `translate` the translations that the model's origin states."""
+import glob
+import os
+import re
+import subprocess
+import xml.etree.ElementTree as xml
+from report import Report, read, write
+
+BUILD = os.path.abspath("build")
+DATA = os.path.abspath(os.path.join(os.environ.get("TFM_SHARED") or "../shared", "data"))
+report = Report("check-examples")
+ISAS = subprocess.run([f"{BUILD}/test-mini/isas"], stdout=subprocess.PIPE, check=True).stdout.decode().split()
+work = os.path.join(BUILD, "examples")
+os.makedirs(work, exist_ok=True)
+
+
+def run(isa, program, *arguments):
+    done = subprocess.run([f"{BUILD}/{program}", *arguments], cwd=work, timeout=600, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env={**os.environ, "TFM_ISA": isa})
+    problem = f"exit status {done.returncode}\n" + done.stderr.decode("utf-8", "replace") if done.returncode else ""
+    return problem, done.stdout
+
+
+def speaks(isa, program, *arguments):
+    problem, out = run(isa, program, *arguments)
+    return problem or ("" if out.strip() else "prints nothing")
+
+
+def same_as(expected, isa, program, *arguments):
+    problem, out = run(isa, program, *arguments)
+    return problem or ("" if out == expected else f"prints {out[:300]!r}\nexpected {expected[:300]!r}")
+
+
+def contains(words, isa, program, *arguments):
+    problem, out = run(isa, program, *arguments)
+    shown = out.decode("utf-8", "replace")
+    return problem or "\n".join(f"{w!r} is not in {shown[:300]!r}" for w in words if w not in shown)
+
+
+def picture(path, isa, program, *arguments):
+    problem, _ = run(isa, program, *arguments)
+    if problem:
+        return problem
+    root = xml.parse(os.path.join(work, path)).getroot()
+    cells = [e for e in root.iter() if e.tag.endswith("rect")]
+    return "" if root.tag.endswith("svg") and len(cells) >= 4 else f"{path} is no heat map"
+
+
+def short(path):
+    text = read(path)
+    problems = []
+    if text.count("\n") > 155:
+        problems.append(f"{text.count(chr(10))} lines")
+    if path.endswith(".c") and not re.search(r"\bcc -O2 ", text[:900]):
+        problems.append("no cc line on top")
+    return "; ".join(problems)
+
+
+for path in sorted(glob.glob("examples/*.[ch]")):
+    report.attempt(path, short, path)
+ids = os.path.relpath(write(os.path.join(work, "ids.txt"), "5 7 12 3\n1 2\n9 9 9 9 9 4\n"), work)
+for isa in ISAS:
+    for program in ("attention", "masks", "custom_allocator", "own_threads"):
+        report.attempt(f"{program} on {isa}", speaks, isa, program)
+    for program in ("classify", "tag", "embed"):
+        report.attempt(f"{program} on {isa}", speaks, isa, program, ids)
+    report.attempt(f"tour on {isa}", contains, [isa], isa, "tour")
+report.attempt("the tour's picture", picture, "tour.svg", ISAS[-1], "tour")
+
+stories, aren = os.path.join(DATA, "stories260k"), os.path.join(DATA, "aren")
+if os.path.isdir(stories):
+    model = [f"{stories}/stories260K.bin", f"{stories}/tok512.bin"]
+    with open(f"{stories}/expected_stdout_t0_n200.txt", "rb") as f:
+        expected = f.read() + b"\n"
+    for isa in ISAS:
+        report.attempt(f"generate on {isa}", same_as, expected, isa, "generate", *model, "-t", "0", "-n", "200")
+    report.attempt("generate from a prompt", contains, ["Lily"], ISAS[-1], "generate", *model, "-t", "0", "-n", "60", "-p", "Lily")
+else:
+    report.skip("generate", "no stories260k; set TFM_SHARED")
+if os.path.isdir(aren):
+    model = [f"{aren}/aren-transliteration.safetensors", f"{aren}/source_vocabulary.txt", f"{aren}/target_vocabulary.txt"]
+    for source, target in (("آ ت ز م و ن", "atzmon"), ("آ ت ش ي س و ن", "achison")):
+        spaced = " ".join(target)
+        for isa in ISAS:
+            for beams in ([], ["--beam", "4"]):
+                def translate(isa=isa, beams=beams, source=source, target=target):
+                    problem, out = run(isa, "translate", *model, source, *beams)
+                    return problem or ("" if target in out.decode().replace(" ", "") else f"prints {out!r}, expected {target}")
+                report.attempt(f"translate {spaced} on {isa} {' '.join(beams)}", translate)
+    report.attempt("the cross-attention picture", picture, "cross.svg", ISAS[-1], "translate", *model, "آ ت ز م و ن", "--heatmap", "cross.svg")
+else:
+    report.skip("translate", "no aren; set TFM_SHARED")
+report.finish()

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Every TFM_NO_* that the header knows: alone, and all that may be combined; each build is free of warnings and computes."""
+import os
+import re
+from report import Report, WARNINGS, output_of, read, run_all, write, HEADER
+
+SMOKE = """
+#define TRANSFORMER_IMPLEMENTATION
+#include "transformer.h"
+int main(void) {
+    tfm_ctx *c = tfm_create(NULL);
+    tfm_tensor *q = tfm_randn(c, TFM_SHAPE(1, 2, 5, 8));
+    tfm_tensor *y = tfm_attention(c, q, q, q, NULL);
+    tfm_tensor *z = tfm_matmul(c, y, tfm_transpose(c, y, 2, 3));
+    int bad = !z || tfm_status_of(c) != TFM_OK;
+    tfm_destroy(c);
+    return bad;
+}
+"""
+report = Report("check-no")
+text = read(HEADER)
+macros = sorted(set(re.findall(r"\bTFM_NO_[A-Z0-9_]+\b", text)))
+if not macros:
+    report.attempt("macros", lambda: "the header knows no TFM_NO_*")
+
+
+def build(name, defines):
+    base = f"build/no/{name}"
+    source = write(base + ".c", "".join(f"#define {d}\n" for d in defines) + SMOKE)
+    problem = run_all(["gcc", "-std=c99", *WARNINGS, "-Wno-missing-field-initializers", "-Os", "-I.", "-c", source, "-o", base + ".o"],
+                      ["gcc", base + ".o", "-lm", "-o", base], [base])
+    return problem
+
+
+for macro in macros:
+    report.attempt(macro, build, macro, [macro])
+report.attempt("all of them", build, "all", macros)
+
+
+def sizes():
+    for name, defines in (("nothing left out", []), ("all left out", macros)):
+        base = "build/no/size"
+        source = write(base + ".c", "".join(f"#define {d}\n" for d in defines) + '#define TRANSFORMER_IMPLEMENTATION\n#include "transformer.h"\n')
+        problem = run_all(["gcc", "-Os", "-I.", "-c", source, "-o", base + ".o"])
+        if problem:
+            return problem
+        columns = output_of("size", base + ".o").splitlines()[1].split()
+        print(f"  object size, gcc -Os, {name}: {int(columns[0]) / 1024:.0f} KiB of code and constants")
+    return ""
+
+
+report.attempt("sizes", sizes)
+report.finish()

@@ -1,0 +1,386 @@
+/* The parameter store: names, binding, packing, writing, converting. */
+#include "layer_helpers.h"
+
+Test(params, are_ordered_and_found_by_name) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    char name[32];
+    int i;
+    assert_made(c, p);
+    for (i = 0; i < 1000; i++) {
+        snprintf(name, sizeof name, "layers.%d.weight", i);
+        assert_made(c, tfm_params_add(c, p, name, TFM_F32, TFM_SHAPE(i % 5, 3)));
+    }
+    cr_assert_eq(tfm_params_count(p), 1000);
+    for (i = 0; i < 1000; i++) {
+        snprintf(name, sizeof name, "layers.%d.weight", i);
+        cr_assert_str_eq(tfm_params_name(p, i), name);
+        cr_assert(tfm_params_find(p, name) == tfm_params_at(p, i));
+    }
+    cr_assert_null(tfm_params_find(p, "layers.1000.weight"));
+    cr_assert_null(tfm_params_find(p, ""));
+    cr_assert_null(tfm_params_name(p, 1000));
+    cr_assert_null(tfm_params_at(p, -1));
+    cr_assert_eq(tfm_params_bytes(p), 200 * (0 + 1 + 2 + 3 + 4) * 3 * 4);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+Test(params, new_ones_are_zero_and_old_ones_are_bound) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_tensor *t = tfm_params_add(c, p, "w", TFM_F32, TFM_SHAPE(2, 3));
+    int64_t i;
+    assert_made(c, t);
+    for (i = 0; i < 6; i++) cr_assert_eq(((float *)t->data)[i], 0);
+    cr_assert(tfm_params_add(c, p, "w", TFM_F32, TFM_SHAPE(2, 3)) == t);
+    cr_assert_null(tfm_params_add(c, p, "w", TFM_F32, TFM_SHAPE(3, 2)));
+    assert_error_says(c, "'w' is (2, 3)");
+    assert_error_says(c, "(3, 2)");
+    tfm_clear(c);
+    cr_assert_null(tfm_params_add(c, p, "w", TFM_F16, TFM_SHAPE(2, 3)));
+    assert_error_says(c, "f16");
+    tfm_clear(c);
+    assert_refused(c, tfm_params_add(c, p, "", TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, p, NULL, TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, NULL, "x", TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, p, "x", 99, TFM_SHAPE(1)), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(-1)), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(INT64_MAX / 2, 16)), TFM_INVALID);
+    cr_assert_eq(tfm_params_count(p), 1);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+Test(params, outlive_the_context) {
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l;
+    float first;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    assert_ok(c, tfm_linear_init(c, p, "l", 3, 2, 1, &l));
+    first = ((float *)l.weight->data)[0];
+    tfm_destroy(c);
+    cr_assert_eq(((float *)l.weight->data)[0], first);
+    tfm_params_destroy(p);
+    assert_no_leak(&m);
+}
+
+Test(params, wrapped_memory_is_used_as_it_lies) {
+    static const float memory[6] = {1, 2, 3, 4, 5, 6};
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_linear_layer l;
+    tfm_tensor *t = tfm_params_wrap(c, p, "l.weight", TFM_F32, TFM_SHAPE(2, 3), memory), *y;
+    assert_made(c, t);
+    cr_assert(t->data == (const void *)memory);
+    assert_ok(c, tfm_linear_init(c, p, "l", 3, 2, 0, &l));
+    cr_assert(l.weight == t);
+    y = tfm_linear_forward(c, &l, tfm_ones(c, TFM_SHAPE(1, 3)));
+    assert_made(c, y);
+    cr_assert_eq(((float *)y->data)[0], 6);
+    cr_assert_eq(((float *)y->data)[1], 15);
+    /* a write goes to memory of the store */
+    t = tfm_params_write_begin(c, p, "l.weight");
+    assert_made(c, t);
+    cr_assert(t->data != (const void *)memory);
+    ((float *)t->data)[0] = 10;
+    assert_ok(c, tfm_params_write_end(c, p, "l.weight"));
+    y = tfm_linear_forward(c, &l, tfm_ones(c, TFM_SHAPE(1, 3)));
+    cr_assert_eq(((float *)y->data)[0], 15);
+    cr_assert_eq(memory[0], 1);
+    assert_refused(c, tfm_params_wrap(c, p, "l.weight", TFM_F32, TFM_SHAPE(2, 3), memory), TFM_INVALID);
+    assert_refused(c, tfm_params_wrap(c, p, "x", TFM_F32, TFM_SHAPE(1), (const char *)memory + 1), TFM_INVALID);
+    assert_refused(c, tfm_params_wrap(c, p, "x", TFM_F32, TFM_SHAPE(1), NULL), TFM_INVALID);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+/* Linear, plain and packed: same bits, for every dtype of weights, every width and a row count on both sides of the tile. */
+Test(params, packed_and_plain_give_the_same_bits) {
+    static const int dtypes[3] = {TFM_F32, TFM_F16, TFM_BF16};
+    static const int64_t outs[] = {1, 15, 16, 17, 40, 144}, rows[] = {1, 2, 7, 30};
+    TEST_EACH_ISA(c, 1) {
+        int d, o, r;
+        for (d = 0; d < 3; d++)
+            for (o = 0; o < 6; o++) {
+                tfm_params *p = tfm_params_create(c);
+                tfm_linear_layer l;
+                tfm_tensor *x[4], *before[4];
+                const tfm_marker m = tfm_mark(c);
+                assert_ok(c, tfm_linear_init(c, p, "l", 37, outs[o], 1, &l));
+                assert_ok(c, tfm_params_cast(c, p, dtypes[d]));
+                for (r = 0; r < 4; r++) {
+                    x[r] = some(c, TFM_SHAPE(rows[r], 37), 11);
+                    before[r] = tfm_linear_forward(c, &l, x[r]);
+                    assert_made(c, before[r]);
+                }
+                assert_ok(c, tfm_params_prepare(c, p));
+                for (r = 0; r < 4; r++) assert_same_values(c, tfm_linear_forward(c, &l, x[r]), before[r]);
+                tfm_params_destroy(p);
+                tfm_rewind(c, m);
+            }
+    }
+}
+
+Test(params, prepare_packs_marked_weights_and_write_unpacks) {
+    static const int64_t at[2] = {0, 0};
+    tfm_ctx *c = context_of(2);
+    tfm_params *p = tfm_params_create(c);
+    tfm_linear_layer l;
+    tfm_tensor *plain, *other, *t;
+    assert_made(c, p);
+    other = tfm_params_add(c, p, "other", TFM_F32, TFM_SHAPE(32, 32));
+    assert_ok(c, tfm_linear_init(c, p, "l", 24, 40, 1, &l));
+    plain = tfm_clone(c, l.weight);
+    assert_ok(c, tfm_params_prepare(c, p));
+    assert_ok(c, tfm_params_prepare(c, p)); /* twice is fine */
+    cr_assert_eq(l.weight->layout, TFM_PANELS);
+    cr_assert_null(l.weight->data);
+    cr_assert_eq(other->layout, TFM_STRIDED);
+    cr_assert_eq(l.bias->layout, TFM_STRIDED);
+    /* copies, reads and text see the matrix, not the panels */
+    assert_same_values(c, tfm_clone(c, l.weight), plain);
+    assert_same_values(c, l.weight, plain);
+    cr_assert_eq(tfm_get(l.weight, at), tfm_get(plain, at));
+    t = tfm_params_write_begin(c, p, "l.weight");
+    cr_assert(t == l.weight && t->layout == TFM_STRIDED && t->data);
+    assert_same_values(c, t, plain);
+    ((float *)t->data)[0] = 123;
+    assert_verb_refused(c, tfm_params_prepare(c, p), TFM_INVALID); /* in the middle of a write */
+    assert_refused(c, tfm_params_write_begin(c, p, "l.weight"), TFM_INVALID);
+    assert_ok(c, tfm_params_write_end(c, p, "l.weight"));
+    assert_verb_refused(c, tfm_params_write_end(c, p, "l.weight"), TFM_INVALID);
+    assert_refused(c, tfm_params_write_begin(c, p, "none"), TFM_INVALID);
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(tfm_get(l.weight, at), 123);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+Test(params, packed_weights_stay_within_a_tenth_of_plain) {
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l;
+    int64_t plain;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    assert_ok(c, tfm_linear_init(c, p, "a", 256, 300, 1, &l));
+    assert_ok(c, tfm_linear_init(c, p, "b", 4096, 2, 1, &l)); /* two rows: a panel would be eight times as large */
+    plain = tfm_params_bytes(p);
+    {
+        const int64_t held = m.bytes;
+        assert_ok(c, tfm_params_prepare(c, p));
+        cr_assert(m.bytes <= held + held / 10, "%lld bytes became %lld", (long long)held, (long long)m.bytes);
+    }
+    cr_assert(tfm_params_bytes(p) <= plain + plain / 10);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+Test(params, cast_rounds_matrices_and_leaves_vectors) {
+    static const int dtypes[2] = {TFM_F16, TFM_BF16};
+    int i, packed;
+    for (i = 0; i < 2; i++)
+        for (packed = 0; packed < 2; packed++) {
+            tfm_ctx *c = context_of(1);
+            tfm_params *p = tfm_params_create(c);
+            tfm_linear_layer l;
+            tfm_tensor *expected;
+            assert_ok(c, tfm_linear_init(c, p, "l", 50, 70, 1, &l));
+            expected = tfm_cast(c, l.weight, dtypes[i]);
+            if (packed) assert_ok(c, tfm_params_prepare(c, p));
+            assert_ok(c, tfm_params_cast(c, p, dtypes[i]));
+            cr_assert_eq(l.weight->dtype, dtypes[i]);
+            cr_assert_eq(l.weight->layout, packed ? TFM_PANELS : TFM_STRIDED);
+            cr_assert_eq(l.bias->dtype, TFM_F32);
+            assert_same_values(c, l.weight, expected);
+            cr_assert_eq(tfm_params_bytes(p), (packed ? 80 : 70) * 50 * 2 + 70 * 4);
+            assert_ok(c, tfm_params_cast(c, p, TFM_F32));
+            assert_same_values(c, l.weight, expected);
+            assert_verb_refused(c, tfm_params_cast(c, p, TFM_I8), TFM_INVALID);
+            assert_verb_refused(c, tfm_params_cast(c, p, -1), TFM_INVALID);
+            tfm_params_destroy(p);
+            tfm_destroy(c);
+        }
+}
+
+Test(params, embeddings_are_looked_up_in_panels_too) {
+    TEST_EACH_ISA(c, 1) {
+        tfm_params *p = tfm_params_create(c);
+        tfm_transformer_config g;
+        tfm_transformer t;
+        tfm_tensor *ids = some_ids(c, 2, 5, 33, 3), *before;
+        memset(&g, 0, sizeof g);
+        g.kind = TFM_DECODER_ONLY;
+        g.decoder_layers = 1;
+        g.block.d_model = 8;
+        g.block.heads = 2;
+        g.block.d_ff = 8;
+        g.target_vocab = 33;
+        g.tied_head = 1;
+        assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
+        before = tfm_transformer_forward(c, &t, NULL, ids, NULL);
+        assert_made(c, before);
+        assert_ok(c, tfm_params_prepare(c, p));
+        cr_assert_eq(t.target_embedding.weight->layout, TFM_PANELS);
+        assert_same_values(c, tfm_transformer_forward(c, &t, NULL, ids, NULL), before);
+        tfm_params_destroy(p);
+    }
+}
+
+Test(params, strict_store_names_what_is_missing) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_mha_config g;
+    tfm_mha l;
+    tfm_tensor *t;
+    memset(&g, 0, sizeof g);
+    g.d_model = 8;
+    g.heads = 2;
+    t = tfm_params_add(c, p, "a.in_proj_weight", TFM_BF16, TFM_SHAPE(24, 8));
+    assert_made(c, t);
+    tfm_params_strict(p, 1);
+    assert_init_refused(c, tfm_mha_init(c, p, "a", &g, &l), "'a.in_proj_bias' (24) is missing");
+    tfm_params_strict(p, 0);
+    assert_ok(c, tfm_mha_init(c, p, "a", &g, &l));
+    cr_assert(l.in_proj_weight == t); /* bound, whatever float dtype it was loaded in */
+    g.heads = 4;
+    g.kv_heads = 2;
+    assert_init_refused(c, tfm_mha_init(c, p, "a", &g, &l), "'a.in_proj_weight' is (24, 8) in the store, but (16, 8) is needed");
+    assert_made(c, tfm_params_add(c, p, "b.in_proj_weight", TFM_I8, TFM_SHAPE(16, 8)));
+    assert_init_refused(c, tfm_mha_init(c, p, "b", &g, &l), "is i8 in the store");
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+Test(params, initial_values_follow_pytorch) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_linear_layer l;
+    tfm_embedding_layer e;
+    tfm_norm_layer n;
+    tfm_mha a;
+    tfm_mha_config g;
+    const float *w;
+    double sum = 0, squares = 0, most = 0;
+    int64_t i;
+    assert_ok(c, tfm_linear_init(c, p, "l", 400, 300, 1, &l));
+    for (i = 0, w = (const float *)l.weight->data; i < 120000; i++) {
+        const double x = (double)w[i];
+        sum += x;
+        squares += x * x;
+        most = fabs(x) > most ? fabs(x) : most;
+    }
+    cr_assert(most <= 0.05 && most > 0.0499); /* 1 / sqrt(400) */
+    cr_assert_float_eq(sum / 120000, 0, 2e-4);
+    cr_assert_float_eq(sqrt(squares / 120000), 0.05 / sqrt(3.0), 2e-4);
+    for (i = 0, most = 0; i < 300; i++) most = fmax(most, fabs((double)((const float *)l.bias->data)[i]));
+    cr_assert(most <= 0.05 && most > 0.045);
+    assert_ok(c, tfm_embedding_init(c, p, "e", 500, 200, &e));
+    for (i = 0, sum = squares = 0, w = (const float *)e.weight->data; i < 100000; i++) {
+        sum += (double)w[i];
+        squares += (double)w[i] * (double)w[i];
+    }
+    cr_assert_float_eq(sum / 100000, 0, 0.01);
+    cr_assert_float_eq(squares / 100000, 1, 0.02);
+    assert_ok(c, tfm_norm_init(c, p, "n", TFM_LAYER_NORM, 5, 1, 0, &n));
+    cr_assert_eq(((const float *)n.weight->data)[4], 1);
+    cr_assert_eq(((const float *)n.bias->data)[4], 0);
+    memset(&g, 0, sizeof g);
+    g.d_model = 96;
+    g.heads = 4;
+    assert_ok(c, tfm_mha_init(c, p, "a", &g, &a));
+    for (i = 0, most = 0, w = (const float *)a.in_proj_weight->data; i < 3 * 96 * 96; i++) most = fmax(most, fabs((double)w[i]));
+    cr_assert(most <= sqrt(6.0 / (4 * 96)) && most > 0.999 * sqrt(6.0 / (4 * 96))); /* the whole 3E x E matrix is one */
+    for (i = 0; i < 288; i++) cr_assert_eq(((const float *)a.in_proj_bias->data)[i], 0);
+    for (i = 0, most = 0, w = (const float *)a.out_proj.weight->data; i < 96 * 96; i++) most = fmax(most, fabs((double)w[i]));
+    cr_assert(most <= 1 / sqrt(96.0) && most > 0.99 / sqrt(96.0));
+    for (i = 0; i < 96; i++) cr_assert_eq(((const float *)a.out_proj.bias->data)[i], 0);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+Test(params, same_seed_same_model_on_any_threads_and_instruction_set) {
+    float *expected = NULL;
+    int threads;
+    for (threads = 1; threads < 4; threads++)
+        TEST_EACH_ISA(c, threads) {
+            tfm_params *p = tfm_params_create(c);
+            tfm_linear_layer l;
+            float *values;
+            assert_ok(c, tfm_linear_init(c, p, "skipped", 3, 3, 1, &l));
+            assert_ok(c, tfm_linear_init(c, p, "l", 100, 100, 1, &l));
+            values = test_floats(c, l.weight);
+            if (expected) assert_same_bytes(values, expected, 40000);
+            if (expected) free(values);
+            else expected = values;
+            tfm_params_destroy(p);
+        }
+    free(expected);
+}
+
+static void build_and_prepare(tfm_ctx *c) {
+    tfm_params *p = tfm_params_create(c);
+    tfm_block_config g;
+    tfm_encoder e;
+    memset(&g, 0, sizeof g);
+    g.d_model = 8;
+    g.heads = 2;
+    g.d_ff = 16;
+    if (p && tfm_encoder_init(c, p, "e", 2, &g, 1, &e) == TFM_OK && tfm_params_prepare(c, p) == TFM_OK &&
+        tfm_params_cast(c, p, TFM_F16) == TFM_OK && tfm_params_write_begin(c, p, "e.layers.0.linear1.weight"))
+        (void)tfm_encoder_forward(c, &e, tfm_ones(c, TFM_SHAPE(1, 3, 8)), NULL);
+    tfm_params_destroy(p);
+}
+
+Test(params, every_failing_allocation_is_an_error_and_no_leak) {
+    cr_assert(each_end_of_memory(build_and_prepare) > 20);
+}
+
+Test(params, a_store_of_a_measurement_has_no_values) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p, *real = tfm_params_create(c);
+    tfm_linear_layer l, unmade;
+    tfm_memory memory;
+    tfm_measure_begin(c);
+    p = tfm_params_create(c);
+    assert_ok(c, tfm_linear_init(c, p, "l", 1000000, 1000000, 1, &l)); /* 4 TB */
+    cr_assert_eq(tfm_params_bytes(p), (int64_t)4000004000000);
+    assert_made(c, tfm_linear_forward(c, &l, tfm_empty(c, TFM_F32, TFM_SHAPE(1, 1000000))));
+    assert_verb_refused(c, tfm_linear_init(c, real, "l", 4, 4, 1, &unmade), TFM_INVALID);
+    assert_ok(c, tfm_measure_end(c, &memory));
+    cr_assert(memory.held_peak >= (int64_t)4000004000000, "%lld", (long long)memory.held_peak); /* a program's parameters count */
+    assert_refused(c, tfm_linear_forward(c, &l, tfm_ones(c, TFM_SHAPE(1, 1000000))), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
+    tfm_params_destroy(p);
+    tfm_params_destroy(real);
+    tfm_destroy(c);
+}
+
+Test(params, memory_limit_counts) {
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.memory_limit = 8 << 20;
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    assert_verb_refused(c, tfm_linear_init(c, p, "l", 2048, 2048, 1, &l), TFM_OOM);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
