@@ -3,8 +3,8 @@
  * SPDX-License-Identifier: MIT (full text in LICENSE)
  *
  * One file for a C or C++ project: tensors, SIMD attention, masks, encoder, decoder and whole models, key/value cache,
- * generation, weight files. Nothing to install, no special compiler flag, no abort. The same binary uses AVX-512, AVX2, NEON
- * or plain C, whichever the machine has when it starts.
+ * generation, weight files. Nothing to install, no special compiler flag, no abort. The same binary uses AVX-512, AVX2,
+ * NEON or plain C, whichever the machine has when it starts.
  *
  *
  * QUICK START
@@ -19,7 +19,7 @@
  *         tfm_attention_options o = {0};
  *         o.mask.causal = TFM_CAUSAL_TOP_LEFT;
  *         tfm_tensor *y = tfm_attention(c, q, k, v, &o);
- *         if (!y || tfm_print(c, stdout, y)) {                                 // one check for the whole program so far
+ *         if (!y || tfm_print(c, stdout, y)) {                       // one check for the whole program so far
  *             fprintf(stderr, "%s\n", tfm_error(c));
  *             return 1;
  *         }
@@ -34,14 +34,15 @@
  *
  * CONTENTS OF THIS FILE (search for the number and two spaces, e.g. "9  MASKS")
  *
- *     the public API: context, tensors, ops, masks, attention, cache, parameters, layers, Transformer, generation, files, models
+ *     the public API: context, tensors, ops, masks, attention, cache, parameters, layers, Transformer, generation,
+ *     files, models
  *      1  PLATFORM     2  MEMORY      3  CPU        4  KERNELS      5  DISPATCH    6  THREADS
  *      7  TENSORS      8  OPS         9  MASKS, ATTENTION, CACHE   10  LAYERS     12  GENERATION
  *     13  FILES       14  MODELS, TOKENIZERS
  *     A chapter uses only the chapters above it. Chapter 11, training, is not there yet: results are recorded for it.
  *
  *
- * CONFIGURATION MACROS (define before the include; the same in every file that includes the header, unless marked "impl")
+ * CONFIGURATION MACROS (define before the include; the same wherever the header is included, unless marked "impl")
  *
  *     TRANSFORMER_IMPLEMENTATION   this file holds the implementation
  *     TFM_API                      how public functions are declared (default: extern), e.g. __declspec(dllexport)
@@ -58,55 +59,65 @@
  *
  * CONVENTIONS
  *
- *   Shapes and names are PyTorch's: row-major, (batch, heads, length, head size) for attention, (batch, length, d_model) for
- *   layers ("batch_first" is the only layout), weight (out, in) for linear. Sizes are int64_t, up to 6 dimensions.
- *   dtypes: f32, f16, bf16 compute (always with f32 accumulation and without widening a whole operand); i64, i32, i8, u8,
- *   bool index and select; f64 is stored and converted.
+ *   Shapes and names are PyTorch's: row-major, (batch, heads, length, head size) for attention, (batch, length,
+ *   d_model) for layers ("batch_first" is the only layout), weight (out, in) for linear. Sizes are int64_t, up to 6
+ *   dimensions.
+ *   dtypes: f32, f16, bf16 compute (always with f32 accumulation and without widening a whole operand); i64, i32,
+ *   i8, u8, bool index and select; f64 is stored and converted.
  *   Option structs: all zero is every default, so `= {0}` (C++: `= {}`) is always right.
- *   Errors: an expression returns a tensor, or NULL and sets the context's error: op, argument, shapes, what was expected. The first error
- *   stays until tfm_clear, and until then every expression returns NULL without working: check once, at the end. A verb returns
- *   a tfm_status, 0 for success. The library never aborts, exits, prints unasked or leaks.
- *   Masks have polarity in their name: keep (true = attend, scaled_dot_product_attention), ignore (true = do not attend,
- *   MultiheadAttention), nonzero (0 = do not attend), bias (0 / -inf, added). Causal alignment is never implied: TFM_CAUSAL_TOP_LEFT (query i
- *   sees keys 0..i: PyTorch), TFM_CAUSAL_BOTTOM_RIGHT (the last query sees the last key: decoding with a cache), or an explicit offset.
+ *   Errors: an expression returns a tensor, or NULL and sets the context's error: op, argument, shapes, what was
+ *   expected. The first error stays until tfm_clear, and until then every expression returns NULL without working:
+ *   check once, at the end. A verb returns a tfm_status, 0 for success. The library never aborts, exits, prints
+ *   unasked or leaks.
+ *   Masks have polarity in their name: keep (true = attend, scaled_dot_product_attention), ignore (true = do not
+ *   attend, MultiheadAttention), nonzero (0 = do not attend), bias (0 / -inf, added). Causal alignment is never
+ *   implied: TFM_CAUSAL_TOP_LEFT (query i sees keys 0..i: PyTorch), TFM_CAUSAL_BOTTOM_RIGHT (the last query sees the
+ *   last key: decoding with a cache), or an explicit offset.
  *
  *
  * MEMORY
  *
- *   Results live in the context's arena. tfm_mark / tfm_rewind bracket a step; tfm_keep lets one result survive. Using a result
- *   after its rewind is an error, not a crash. A repeated step takes no memory from the allocator after its first run.
+ *   Results live in the context's arena. tfm_mark / tfm_rewind bracket a step; tfm_keep lets one result survive.
+ *   Using a result after its rewind is an error, not a crash. A repeated step takes no memory from the allocator
+ *   after its first run.
  *   Parameters, caches, sessions, files and tokenizers have their own destroy.
- *   tfm_measure_begin/_end and tfm_transformer_measure tell what calls or models need before they run; options.memory_limit caps it.
+ *   tfm_measure_begin/_end and tfm_transformer_measure tell what calls or models need before they run;
+ *   options.memory_limit caps it.
  *
  *
  * NUMBERS
  *
- *   exp is within 2 ULP over its range; products accumulate in f32, one chain per output. NaN and Inf go through every op as IEEE arithmetic
- *   says. Softmax of a row with only -inf is zero. The user's -ffast-math does not change results.
- *
- *   DETERMINISM. On one instruction set the same inputs give the same bits, whatever the number of threads, the batch a row sits in, packed or
- *   plain weights, a prompt fed whole, in chunks or id by id, keys from a cache of the same dtype or from a tensor.
- *   Random numbers are counter-based (Philox) and the same on every platform. Different instruction sets differ in rounding.
+ *   exp is within 2 ULP over its range; products accumulate in f32, one chain per output. NaN and Inf go through
+ *   every op as IEEE arithmetic says. Softmax of a row with only -inf is zero. gcc's -ffast-math and -Ofast do not
+ *   change results (linking with them turns subnormal numbers off for the whole program: that is theirs); clang's
+ *   cannot be kept out and are refused by #error.
+ *   DETERMINISM. On one instruction set the same inputs give the same bits, whatever the number of threads, the
+ *   batch a row sits in, packed or plain weights, a prompt fed whole, in chunks or id by id, keys from a cache of
+ *   the same dtype or from a tensor. Random numbers are counter-based (Philox) and the same on every platform.
+ *   Different instruction sets differ in rounding.
  *
  *
  * THREAD SAFETY
  *
- *     tfm_ctx                          one thread at a time; a second one gets TFM_BUSY. Any number of contexts side by side
- *     tfm_cancel                       from any thread, and from a signal handler
- *     tfm_params                       read by any number of contexts and threads; init, load, prepare, write_* need it alone
- *     tfm_cache, tfm_session           one thread at a time
- *     tfm_file, tfm_tokenizer          read by any number of threads
+ *     tfm_ctx                 one thread at a time; a second one gets TFM_BUSY. Any number of contexts side by side
+ *     tfm_cancel              from any thread, and from a signal handler
+ *     tfm_params              read by any number of contexts and threads; init, load, prepare, write_* need it alone
+ *     tfm_cache, tfm_session  one thread at a time
+ *     tfm_file, tfm_tokenizer read by any number of threads
  *   A child of fork() runs single-threaded.
  *
  *
  * LIMITS
  *
- *   CPU only. f64 and integers are stored, not computed with. At most 6 dimensions. Head size up to 1024. NEON is tested by emulation.
- *   Little-endian machines. Resource use for hostile files is bounded by a small multiple of the file's size; see SECURITY.md.
+ *   CPU only. f64 and integers are stored, not computed with. At most 6 dimensions. Little-endian machines. NEON is
+ *   tested by emulation only. On 64-bit Windows gcc uses plain C kernels (it cannot align the stack for wide vectors
+ *   there); clang does not have this limit. Resource use for hostile files is bounded by a small multiple of the
+ *   file's size; see SECURITY.md.
  *
  * ================================================================================================================== */
 
-/* The file includes itself: for the kernels of each instruction set, and for the list of names when TFM_PREFIX is set. */
+/* The file includes itself: for the kernels of each instruction set, and for the list of names when TFM_PREFIX is
+ * set. */
 #if !defined(TFM_SELF)
 #if defined(__FILE_NAME__)
 #define TFM_SELF __FILE_NAME__
@@ -185,7 +196,8 @@ enum {
 
 /* Activations (reference: PyTorch's functions of the same names; QUICK_GELU: x * sigmoid(1.702 x), CLIP). */
 enum {
-    TFM_ACT_NONE = 0, TFM_ACT_RELU = 1, TFM_ACT_GELU = 2 /* exact, erf */, TFM_ACT_GELU_TANH = 3, TFM_ACT_GELU_QUICK = 4,
+    TFM_ACT_NONE = 0, TFM_ACT_RELU = 1, TFM_ACT_GELU = 2 /* exact, erf */, TFM_ACT_GELU_TANH = 3,
+    TFM_ACT_GELU_QUICK = 4,
     TFM_ACT_SILU = 5, TFM_ACT_SIGMOID = 6, TFM_ACT_TANH = 7, TFM_ACT_COUNT = 8
 };
 
@@ -194,7 +206,8 @@ enum { TFM_ISA_SCALAR = 0, TFM_ISA_NEON = 1, TFM_ISA_AVX2 = 2, TFM_ISA_AVX512 = 
 
 typedef struct tfm_tensor tfm_tensor;    /* see Tensors */
 typedef struct tfm_ctx tfm_ctx;          /* a context: arena, threads, error, random numbers; one thread at a time */
-typedef struct tfm_params tfm_params;    /* named parameters (a state_dict); shared read-only by any number of contexts */
+/* named parameters (a state_dict); shared read-only by any number of contexts */
+typedef struct tfm_params tfm_params;
 typedef struct tfm_cache tfm_cache;      /* keys and values of past positions */
 typedef struct tfm_session tfm_session;  /* a model in the middle of generating: caches and positions of a batch */
 typedef struct tfm_file tfm_file;        /* an open safetensors file */
@@ -204,8 +217,9 @@ typedef struct tfm_tokenizer tfm_tokenizer;
  *  Context
  * ---------------------------------------------------------------------------------------------------------------- */
 
-/* Where all memory comes from. alloc returns memory aligned like malloc's, or NULL; free takes what alloc returned, never
- * NULL. Give both or none (then malloc and free). Called by the thread that calls the library, never by workers. */
+/* Where all memory comes from. alloc returns memory aligned like malloc's, or NULL; free takes what alloc returned,
+ * never NULL. Give both or none (then malloc and free). Called by the thread that calls the library, never by
+ * workers. */
 typedef struct tfm_allocator {
     void *(*alloc)(void *user, size_t size);
     void (*free)(void *user, void *pointer);
@@ -217,13 +231,14 @@ enum { TFM_LOG_DEBUG = 0, TFM_LOG_INFO = 1, TFM_LOG_WARNING = 2, TFM_LOG_ERROR =
 /* Options of a context. All zero = every default. */
 typedef struct tfm_options {
     int threads;             /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone */
-    const char *isa;         /* NULL: environment TFM_ISA, else the best; "scalar", "neon", "avx2", "avx512": only lowers */
+    /* NULL: environment TFM_ISA, else the best; "scalar", "neon", "avx2", "avx512": only lowers */
+    const char *isa;
     uint64_t seed;           /* of tfm_randn and dropout; every value is a good seed */
     int64_t memory_limit;    /* bytes this context may hold; 0: no limit */
     int spin_us;             /* how long workers spin after a job before they park; 0: 50, negative: park at once */
     tfm_allocator allocator;
-    /* Replaces the pool: call run(arg, i) once for each i in [0, count), in any order, on any threads, and return when all
-     * are done. count never exceeds `threads` (which must then be set). */
+    /* Replaces the pool: call run(arg, i) once for each i in [0, count), in any order, on any threads, and return
+     * when all are done. count never exceeds `threads` (which must then be set). */
     void (*parallel_for)(void *user, int count, void (*run)(void *arg, int i), void *arg);
     void *parallel_user;
     void (*log)(void *user, int level, const char *message);                              /* NULL: silence */
@@ -231,23 +246,23 @@ typedef struct tfm_options {
     void *hook_user;         /* passed to log and progress */
 } tfm_options;
 
-/* Makes a context. options NULL = defaults. NULL only when memory is out (or the allocator is half given); any other failure gives a
- * context whose tfm_error says why (unknown isa, ...). */
+/* Makes a context. options NULL = defaults. NULL only when memory is out (or the allocator is half given); any other
+ * failure gives a context whose tfm_error says why (unknown isa, ...). */
 TFM_API tfm_ctx *tfm_create(const tfm_options *options);
 
-/* Frees the context and everything in its arena. NULL is fine. Parameters, caches, sessions and files live on: they have
- * their own destroy, and must be destroyed with a context that uses the same allocator or with NULL. */
+/* Frees the context and everything in its arena. NULL is fine. Parameters, caches, sessions and files live on: they
+ * have their own destroy, and must be destroyed with a context that uses the same allocator or with NULL. */
 TFM_API void tfm_destroy(tfm_ctx *c);
 
-/* The first error since tfm_create or tfm_clear: op, argument, shapes, what was expected; "" when there is none. NULL: "out of
- * memory". The text lives until the next tfm_clear. */
+/* The first error since tfm_create or tfm_clear (that of tfm_create itself stays): op, argument, shapes, what was
+ * expected; "" when there is none. NULL: "out of memory". The text lives until the next tfm_clear. */
 TFM_API const char *tfm_error(const tfm_ctx *c);
 TFM_API tfm_status tfm_status_of(const tfm_ctx *c);            /* the status that belongs to tfm_error */
 TFM_API const char *tfm_status_name(tfm_status status);        /* "ok", "invalid", ... */
 TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the error and a pending tfm_cancel */
 
-/* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED. Safe from any thread and from
- * a signal handler. */
+/* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED. Safe from any thread
+ * and from a signal handler. */
 TFM_API void tfm_cancel(tfm_ctx *c);
 
 TFM_API const char *tfm_isa_name(const tfm_ctx *c);            /* "scalar", "neon", "avx2", "avx512" */
@@ -259,21 +274,23 @@ TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed);              /* restarts the c
 /* Memory. Results of ops live in the context's arena until a rewind below them or tfm_destroy. */
 typedef struct tfm_marker { int64_t position[4]; } tfm_marker;
 TFM_API tfm_marker tfm_mark(tfm_ctx *c);                       /* remembers the arena's top */
-TFM_API void tfm_rewind(tfm_ctx *c, tfm_marker mark);    /* frees all results made since; their use is an error afterwards */
+/* frees all results made since; their use is an error afterwards */
+TFM_API void tfm_rewind(tfm_ctx *c, tfm_marker mark);
 /* tfm_rewind, but t survives (its data may move). Returns t. */
 TFM_API tfm_tensor *tfm_keep(tfm_ctx *c, tfm_marker mark, tfm_tensor *t);
 
 typedef struct tfm_memory {
-    int64_t arena_used, arena_peak;  /* bytes of results now, and at most since the context was made or tfm_memory_reset */
+    /* bytes of results now, and at most since the context was made or tfm_memory_reset */
+    int64_t arena_used, arena_peak;
     int64_t held, held_peak;         /* bytes taken from the allocator through this context */
     int64_t allocations;             /* calls of the allocator so far */
 } tfm_memory;
 TFM_API tfm_memory tfm_memory_usage(const tfm_ctx *c);
 TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start again from what is used now */
 
-/* Between measure_begin and measure_end ops check and count but compute nothing: their results have shapes and no readable
- * data. measure_end rewinds to where it began and says what the calls in between would have needed. Any model code can be
- * asked this way how much memory it takes, before a byte of it is taken. */
+/* Between measure_begin and measure_end ops check and count but compute nothing: their results have shapes and no
+ * readable data. measure_end rewinds to where it began and says what the calls in between would have needed. Any
+ * model code can be asked this way how much memory it takes, before a byte of it is taken. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
@@ -318,8 +335,10 @@ enum { TFM_STRIDED = 0, TFM_PANELS = 1 };
 
 typedef struct tfm_shape { int ndim; int64_t dim[TFM_MAX_DIMS]; } tfm_shape;
 
-/* TFM_SHAPE(2, 3, 4): a shape by value, 0 to 6 sizes... TFM_SHAPE() is not C99: use tfm_shape_of(0, NULL) for a scalar. */
-#define TFM_SHAPE(...) TFM__SHAPE_PICK(__VA_ARGS__, tfm_shape6, tfm_shape5, tfm_shape4, tfm_shape3, tfm_shape2, tfm_shape1, 0)(__VA_ARGS__)
+/* TFM_SHAPE(2, 3, 4): a shape by value, 1 to 6 sizes. A scalar: tfm_shape_of(0, NULL). */
+#define TFM_SHAPE(...)                                                                                      \
+    TFM__SHAPE_PICK(__VA_ARGS__, tfm_shape6, tfm_shape5, tfm_shape4, tfm_shape3, tfm_shape2, tfm_shape1, 0) \
+    (__VA_ARGS__)
 #define TFM__SHAPE_PICK(a, b, c, d, e, f, name, ...) name
 TFM_API tfm_shape tfm_shape1(int64_t a);
 TFM_API tfm_shape tfm_shape2(int64_t a, int64_t b);
@@ -337,44 +356,57 @@ TFM_API int64_t tfm_dtype_size(int dtype);                     /* bytes of an el
 
 /* Creation. All return NULL after setting the sticky error. */
 TFM_API tfm_tensor *tfm_empty(tfm_ctx *c, int dtype, tfm_shape shape);      /* not initialised */
-TFM_API tfm_tensor *tfm_zeros(tfm_ctx *c, tfm_shape shape);                 /* f32, like all below unless they name a dtype */
+/* f32, like all below unless they name a dtype */
+TFM_API tfm_tensor *tfm_zeros(tfm_ctx *c, tfm_shape shape);
 TFM_API tfm_tensor *tfm_ones(tfm_ctx *c, tfm_shape shape);
 TFM_API tfm_tensor *tfm_full(tfm_ctx *c, int dtype, tfm_shape shape, double value);
 TFM_API tfm_tensor *tfm_randn(tfm_ctx *c, tfm_shape shape);                 /* normal, mean 0, deviation 1 */
 TFM_API tfm_tensor *tfm_uniform(tfm_ctx *c, tfm_shape shape, float low, float high); /* in [low, high) */
 TFM_API tfm_tensor *tfm_arange(tfm_ctx *c, int dtype, double start, double end, double step);
 TFM_API tfm_tensor *tfm_from(tfm_ctx *c, int dtype, tfm_shape shape, const void *data);  /* copies */
-TFM_API tfm_tensor *tfm_wrap(tfm_ctx *c, int dtype, tfm_shape shape, void *data);        /* no copy: data must outlive the tensor */
+/* no copy: data must outlive the tensor */
+TFM_API tfm_tensor *tfm_wrap(tfm_ctx *c, int dtype, tfm_shape shape, void *data);
 TFM_API tfm_tensor *tfm_wrap_strided(tfm_ctx *c, int dtype, tfm_shape shape, const int64_t *stride, void *data);
 
 /* Views: no copy, they see later changes of the base. Negative dim counts from the end; negative positions too where
  * PyTorch allows them. */
-TFM_API tfm_tensor *tfm_reshape(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);   /* one size may be -1; copies only when strides leave no other way */
-TFM_API tfm_tensor *tfm_view(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);      /* as reshape, but an error instead of a copy */
+/* one size may be -1; copies only when strides leave no other way */
+TFM_API tfm_tensor *tfm_reshape(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);
+/* as reshape, but an error instead of a copy */
+TFM_API tfm_tensor *tfm_view(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);
 TFM_API tfm_tensor *tfm_transpose(tfm_ctx *c, const tfm_tensor *t, int dim0, int dim1);
 TFM_API tfm_tensor *tfm_permute(tfm_ctx *c, const tfm_tensor *t, tfm_shape order);
-TFM_API tfm_tensor *tfm_slice(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t start, int64_t end, int64_t step); /* Python's t[start:end:step] */
+/* Python's t[start:end:step] */
+TFM_API tfm_tensor *tfm_slice(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t start, int64_t end, int64_t step);
 TFM_API tfm_tensor *tfm_narrow(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t start, int64_t length);
 TFM_API tfm_tensor *tfm_select(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t index);  /* drops the dim */
 TFM_API tfm_tensor *tfm_expand(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);    /* stride 0; -1 keeps a size */
 TFM_API tfm_tensor *tfm_squeeze(tfm_ctx *c, const tfm_tensor *t, int dim);
 TFM_API tfm_tensor *tfm_unsqueeze(tfm_ctx *c, const tfm_tensor *t, int dim);
-TFM_API tfm_tensor *tfm_split_heads(tfm_ctx *c, const tfm_tensor *t, int64_t heads); /* (B, L, H d) -> (B, H, L, d), a view */
-TFM_API tfm_tensor *tfm_combine_heads(tfm_ctx *c, const tfm_tensor *t);              /* (B, H, L, d) -> (B, L, H d); a view where possible */
+/* (B, L, H d) -> (B, H, L, d), a view */
+TFM_API tfm_tensor *tfm_split_heads(tfm_ctx *c, const tfm_tensor *t, int64_t heads);
+/* (B, H, L, d) -> (B, L, H d); a view where possible */
+TFM_API tfm_tensor *tfm_combine_heads(tfm_ctx *c, const tfm_tensor *t);
 
 /* Copies. */
-TFM_API tfm_tensor *tfm_contiguous(tfm_ctx *c, const tfm_tensor *t);        /* t itself (a view of it) when it is contiguous already */
+/* t itself (a view of it) when it is contiguous already */
+TFM_API tfm_tensor *tfm_contiguous(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_clone(tfm_ctx *c, const tfm_tensor *t);
-TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype);   /* to nearest even; float to integer truncates and saturates, NaN gives 0 */
-TFM_API TFM_CHECK tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tensor *source);  /* broadcasts and casts; refuses recorded tensors */
+/* to nearest even; float to integer truncates and saturates, NaN gives 0 */
+TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype);
+/* broadcasts and casts; refuses recorded tensors */
+TFM_API TFM_CHECK tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tensor *source);
 TFM_API tfm_tensor *tfm_cat(tfm_ctx *c, const tfm_tensor *const *list, int count, int dim);
 TFM_API tfm_tensor *tfm_stack(tfm_ctx *c, const tfm_tensor *const *list, int count, int dim);
 TFM_API tfm_tensor *tfm_pad(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t before, int64_t after, double value);
-TFM_API tfm_tensor *tfm_gather(tfm_ctx *c, const tfm_tensor *t, int dim, const tfm_tensor *index);  /* torch.gather; ids are checked */
-TFM_API tfm_tensor *tfm_index_select(tfm_ctx *c, const tfm_tensor *t, int dim, const tfm_tensor *index); /* index is 1-D */
+/* torch.gather; ids are checked */
+TFM_API tfm_tensor *tfm_gather(tfm_ctx *c, const tfm_tensor *t, int dim, const tfm_tensor *index);
+/* index is 1-D */
+TFM_API tfm_tensor *tfm_index_select(tfm_ctx *c, const tfm_tensor *t, int dim, const tfm_tensor *index);
 TFM_API tfm_tensor *tfm_tril(tfm_ctx *c, const tfm_tensor *t, int64_t diagonal);
 TFM_API tfm_tensor *tfm_triu(tfm_ctx *c, const tfm_tensor *t, int64_t diagonal);
-TFM_API tfm_tensor *tfm_masked_fill(tfm_ctx *c, const tfm_tensor *t, const tfm_tensor *mask, double value); /* where mask is true */
+/* where mask is true */
+TFM_API tfm_tensor *tfm_masked_fill(tfm_ctx *c, const tfm_tensor *t, const tfm_tensor *mask, double value);
 TFM_API tfm_tensor *tfm_where(tfm_ctx *c, const tfm_tensor *condition, const tfm_tensor *a, const tfm_tensor *b);
 
 /* Reading and writing single elements by position (index has t->ndim entries); out of range gives NaN / TFM_INVALID. */
@@ -427,7 +459,8 @@ enum { TFM_EQ = 0, TFM_NE = 1, TFM_LT = 2, TFM_LE = 3, TFM_GT = 4, TFM_GE = 5 };
 TFM_API tfm_tensor *tfm_compare(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b, int relation);
 TFM_API tfm_tensor *tfm_compare_scalar(tfm_ctx *c, const tfm_tensor *a, double b, int relation);
 
-/* Reductions over any axes. dims: sizes used as a set of axes, e.g. TFM_SHAPE(-1); tfm_shape_of(0, NULL) = all. keepdim 0 or 1. */
+/* Reductions over any axes. dims: sizes used as a set of axes, e.g. TFM_SHAPE(-1); tfm_shape_of(0, NULL) = all.
+ * keepdim 0 or 1. */
 TFM_API tfm_tensor *tfm_sum(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_mean(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_max(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
@@ -437,13 +470,17 @@ TFM_API tfm_tensor *tfm_argmax(tfm_ctx *c, const tfm_tensor *t, int dim, int kee
 /* The k largest along the last dim, sorted descending (ties: lower index first). *indices (i64) may be NULL. */
 TFM_API tfm_tensor *tfm_topk(tfm_ctx *c, const tfm_tensor *t, int64_t k, tfm_tensor **indices);
 
-TFM_API tfm_tensor *tfm_softmax(tfm_ctx *c, const tfm_tensor *t, int dim);        /* a slice with only -inf gives zeros */
+/* a slice with only -inf gives zeros */
+TFM_API tfm_tensor *tfm_softmax(tfm_ctx *c, const tfm_tensor *t, int dim);
 TFM_API tfm_tensor *tfm_log_softmax(tfm_ctx *c, const tfm_tensor *t, int dim);
 
-/* a (..., m, k) x b (..., k, n), leading dims broadcast; 1-D operands as in torch.matmul. Transposed views are read in place. */
+/* a (..., m, k) x b (..., k, n), leading dims broadcast; 1-D operands as in torch.matmul. Transposed views are read
+ * in place. */
 TFM_API tfm_tensor *tfm_matmul(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
-/* activation(x W^T + b): x (..., in), weight (out, in), bias (out) or NULL. f32 x with f16/bf16 weight is fine: result f32. */
-TFM_API tfm_tensor *tfm_linear(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias, int activation);
+/* activation(x W^T + b): x (..., in), weight (out, in), bias (out) or NULL. f32 x with f16/bf16 weight is fine:
+ * result f32. */
+TFM_API tfm_tensor *tfm_linear(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
+                               int activation);
 /* rows of weight (count, d) by ids (i64 or i32, any shape): (..., d) f32. Ids are checked. */
 TFM_API tfm_tensor *tfm_embedding(tfm_ctx *c, const tfm_tensor *weight, const tfm_tensor *ids);
 
@@ -456,8 +493,10 @@ typedef struct tfm_norm_options {
     tfm_tensor **sum;             /* gets x + residual */
     tfm_tensor **mean, **rstd;    /* get the statistics, shape with 1 in place of each normalised dim */
 } tfm_norm_options;
-TFM_API tfm_tensor *tfm_layer_norm(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias, const tfm_norm_options *options);
-TFM_API tfm_tensor *tfm_rms_norm(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_norm_options *options);
+TFM_API tfm_tensor *tfm_layer_norm(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
+                                   const tfm_norm_options *options);
+TFM_API tfm_tensor *tfm_rms_norm(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight,
+                                 const tfm_norm_options *options);
 /* Zeroes elements with probability p and scales the others by 1/(1-p). p == 0: x itself. */
 TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p);
 
@@ -469,13 +508,15 @@ TFM_API void tfm_tape_clear(tfm_ctx *c);                         /* drops the re
 /* ------------------------------------------------------------------------------------------------------------------
  *  Masks
  *
- *  All zero = no mask. What is set is combined: a key is attended when every boolean part allows it; the additive parts are summed.
+ *  All zero = no mask. What is set is combined: a key is attended when every boolean part allows it; the additive parts
+ *  are summed.
  *  Query i of batch row b stands at position p, which causal order, windows, ALiBi and the relative bias count from:
  *      TFM_CAUSAL_NONE, _TOP_LEFT:  p = i
  *      TFM_CAUSAL_BOTTOM_RIGHT:     p = i + (keys of row b) - (queries of row b): the last query sees the last key
  *      TFM_CAUSAL_OFFSET:           p = i + offset, or i + offsets[b]
  *  Order of work on a score: scale, softcap, + (bias, ALiBi, relative bias), boolean parts, sink, softmax.
- *  A row with no key, or only scores of -inf, gives zeros. A key that is not attended never matters, not even NaN or Inf.
+ *  A row with no key, or only scores of -inf, gives zeros. A key that is not attended never matters, not even NaN or
+ *  Inf.
  * ---------------------------------------------------------------------------------------------------------------- */
 enum { TFM_CAUSAL_NONE = 0, TFM_CAUSAL_TOP_LEFT = 1, TFM_CAUSAL_BOTTOM_RIGHT = 2, TFM_CAUSAL_OFFSET = 3 };
 
@@ -483,18 +524,22 @@ typedef struct tfm_mask {
     int causal;                        /* TFM_CAUSAL_*: key j is attended when j <= p */
     int64_t offset;                    /* with TFM_CAUSAL_OFFSET */
     const tfm_tensor *offsets;         /* (B) i64/i32: instead of offset, per batch row */
-    int64_t window_left;               /* 0: unbounded; n: keys j > p - n (n keys, p itself among them: Mistral's window n) */
+    /* 0: unbounded; n: keys j > p - n (n keys, p itself among them: Mistral's window n) */
+    int64_t window_left;
     int64_t window_right;              /* 0: unbounded; n: keys j < p + n */
-    int64_t prefix;                    /* keys j < prefix are attended whatever causal and window_right say (prefix LM) */
+    /* keys j < prefix are attended whatever causal and window_right say (prefix LM) */
+    int64_t prefix;
     const tfm_tensor *prefixes;        /* (B): instead of prefix, per batch row */
     const tfm_tensor *key_lengths;     /* (B) i64/i32: keys j >= key_lengths[b] are padding */
     const tfm_tensor *query_lengths;   /* (B): queries past it are padding and give zeros */
     const tfm_tensor *query_segments;  /* (B, Lq) and (B, Lk), i64/i32: a query attends keys of its own segment */
     const tfm_tensor *key_segments;
-    const tfm_tensor *keep;            /* bool, broadcasts to (B, H, Lq, Lk): true = attend (PyTorch's scaled_dot_product_attention) */
+    /* bool, broadcasts to (B, H, Lq, Lk): true = attend (PyTorch's scaled_dot_product_attention) */
+    const tfm_tensor *keep;
     const tfm_tensor *ignore;          /* bool: true = do NOT attend (PyTorch's MultiheadAttention) */
     const tfm_tensor *nonzero;         /* any dtype: 0 = do not attend (masked_fill(mask == 0, -inf)) */
-    const tfm_tensor *bias;            /* f32/f16/bf16, added to the scores: 0 = attend, -inf = not, anything else = a bias */
+    /* f32/f16/bf16, added to the scores: 0 = attend, -inf = not, anything else = a bias */
+    const tfm_tensor *bias;
     const tfm_tensor *alibi_slopes;    /* (H): adds -slope * |p - j| (tfm_alibi_slopes makes them) */
     const tfm_tensor *relative_bias;   /* (buckets, H) T5 table: adds table[bucket(j - p)][h] */
     int64_t relative_max_distance;     /* 0: 128 */
@@ -510,9 +555,12 @@ TFM_API tfm_mask tfm_mask_nonzero(const tfm_tensor *mask);           /* 0 = do n
 TFM_API tfm_mask tfm_mask_additive(const tfm_tensor *bias);          /* 0 / -inf / any bias */
 TFM_API tfm_mask tfm_mask_padding(const tfm_tensor *key_lengths);
 /* The mask as a matrix to look at: what is added to the scores, f32 (B, H, Lq, Lk), -inf where not attended. */
-TFM_API tfm_tensor *tfm_mask_matrix(tfm_ctx *c, const tfm_mask *mask, int64_t batch, int64_t heads, int64_t queries, int64_t keys);
-TFM_API tfm_tensor *tfm_alibi_slopes(tfm_ctx *c, int64_t heads);     /* (H) f32; any number of heads (Press et al. 2022) */
-TFM_API int64_t tfm_relative_bucket(int64_t distance, int64_t buckets, int64_t max_distance, int one_way); /* distance = j - p */
+TFM_API tfm_tensor *tfm_mask_matrix(tfm_ctx *c, const tfm_mask *mask, int64_t batch, int64_t heads, int64_t queries,
+                                    int64_t keys);
+/* (H) f32; any number of heads (Press et al. 2022) */
+TFM_API tfm_tensor *tfm_alibi_slopes(tfm_ctx *c, int64_t heads);
+/* distance = j - p */
+TFM_API int64_t tfm_relative_bucket(int64_t distance, int64_t buckets, int64_t max_distance, int one_way);
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Attention:  softmax(scale * Q K^T + mask) V   (Vaswani et al. 2017)
@@ -532,15 +580,18 @@ typedef struct tfm_attention_options {
     int weights_average;               /* 1: mean over heads, (B, Lq, Lk) */
 } tfm_attention_options;
 
-/* q (B, H, Lq, dk), k (B, Hkv, Lk, dk), v (B, Hkv, Lk, dv), any strides (a (B, L, H, d) projection as a view); H is a multiple of
- * Hkv (grouped-query: query head h uses key head h / (H / Hkv)). Returns (B, H, Lq, dv), laid out (B, Lq, H, dv) in memory so that
- * tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result does not depend on Lq or Lk. */
-TFM_API tfm_tensor *tfm_attention(tfm_ctx *c, const tfm_tensor *q, const tfm_tensor *k, const tfm_tensor *v, const tfm_attention_options *options);
+/* q (B, H, Lq, dk), k (B, Hkv, Lk, dk), v (B, Hkv, Lk, dv), any strides (a (B, L, H, d) projection as a view); H is
+ * a multiple of Hkv (grouped-query: query head h uses key head h / (H / Hkv)). Returns (B, H, Lq, dv), laid out (B,
+ * Lq, H, dv) in memory so that tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result does
+ * not depend on Lq or Lk. */
+TFM_API tfm_tensor *tfm_attention(tfm_ctx *c, const tfm_tensor *q, const tfm_tensor *k, const tfm_tensor *v,
+                                  const tfm_attention_options *options);
 
-/* Weighted attention over a sequence: w = softmax over L of (x weight^T + bias), padding excluded; x (B, L, d), weight (1, d), bias (1)
- * or NULL, key_lengths (B) or NULL. tfm_weighted_sequence: (B, L, d), x_l * w_l. tfm_weighted_pool: (B, d), the sum of these.
- * *weights (may be NULL) gets (B, L). */
-TFM_API tfm_tensor *tfm_weighted_sequence(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
+/* Weighted attention over a sequence: w = softmax over L of (x weight^T + bias), padding excluded; x (B, L, d),
+ * weight (1, d), bias (1) or NULL, key_lengths (B) or NULL. tfm_weighted_sequence: (B, L, d), x_l * w_l.
+ * tfm_weighted_pool: (B, d), the sum of these. *weights (may be NULL) gets (B, L). */
+TFM_API tfm_tensor *tfm_weighted_sequence(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight,
+                                          const tfm_tensor *bias,
                                           const tfm_tensor *key_lengths, tfm_tensor **weights);
 TFM_API tfm_tensor *tfm_weighted_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
                                       const tfm_tensor *key_lengths, tfm_tensor **weights);
@@ -569,19 +620,26 @@ typedef struct tfm_cache_options {
 TFM_API tfm_cache *tfm_cache_create(tfm_ctx *c, const tfm_cache_options *options);
 TFM_API void tfm_cache_destroy(tfm_cache *cache);
 TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options);    /* bytes that create would take; -1: invalid */
-/* k (B, Hkv, L, dk), v (B, Hkv, L, dv). counts (B) i64/i32 or NULL: how many of the L are real in each row (ragged batch). Full is an
- * error that changes nothing. */
-TFM_API TFM_CHECK tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer, const tfm_tensor *k, const tfm_tensor *v, const tfm_tensor *counts);
-/* tfm_attention over what the cache holds of `layer`. Positions: query i of row b stands at (start of the last append to this layer and row) + i;
- * mask.causal TFM_CAUSAL_BOTTOM_RIGHT means just that. Queries past a row's count give zeros. key_lengths default to the cache's. */
-TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const tfm_cache *cache, int64_t layer, const tfm_attention_options *options);
+/* k (B, Hkv, L, dk), v (B, Hkv, L, dv). counts (B) i64/i32 or NULL: how many of the L are real in each row (ragged
+ * batch). Full is an error that changes nothing. */
+TFM_API TFM_CHECK tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer, const tfm_tensor *k,
+                                              const tfm_tensor *v, const tfm_tensor *counts);
+/* tfm_attention over what the cache holds of `layer`. Positions: query i of row b stands at (start of the last
+ * append to this layer and row) + i; mask.causal TFM_CAUSAL_BOTTOM_RIGHT means just that, and then queries past a
+ * row's count give zeros (otherwise pass query_lengths). key_lengths default to the cache's. */
+TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const tfm_cache *cache, int64_t layer,
+                                         const tfm_attention_options *options);
 TFM_API int64_t tfm_cache_length(const tfm_cache *cache, int64_t layer, int64_t row);
 TFM_API int64_t tfm_cache_capacity(const tfm_cache *cache);
-TFM_API TFM_CHECK tfm_status tfm_cache_truncate(tfm_ctx *c, tfm_cache *cache, int64_t row, int64_t length);  /* all layers; row -1: all rows */
+/* all layers; row -1: all rows */
+TFM_API TFM_CHECK tfm_status tfm_cache_truncate(tfm_ctx *c, tfm_cache *cache, int64_t row, int64_t length);
 TFM_API void tfm_cache_reset(tfm_cache *cache);
-TFM_API TFM_CHECK tfm_status tfm_cache_slide(tfm_ctx *c, tfm_cache *cache, int64_t count);      /* drops the oldest positions of all rows */
-TFM_API TFM_CHECK tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, const int64_t *rows, int64_t count); /* row i becomes old row rows[i]; count = batch */
-TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int64_t *rows, int64_t count);  /* a new cache of `count` rows */
+/* drops the oldest positions of all rows */
+TFM_API TFM_CHECK tfm_status tfm_cache_slide(tfm_ctx *c, tfm_cache *cache, int64_t count);
+/* row i becomes old row rows[i]; count = batch */
+TFM_API TFM_CHECK tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, const int64_t *rows, int64_t count);
+/* a new cache of `count` rows */
+TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int64_t *rows, int64_t count);
 TFM_API int64_t tfm_cache_saved_size(const tfm_cache *cache);
 TFM_API TFM_CHECK tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buffer, int64_t size);
 TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size);
@@ -589,13 +647,16 @@ TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size);
 /* ------------------------------------------------------------------------------------------------------------------
  *  Parameters: a state_dict
  * ---------------------------------------------------------------------------------------------------------------- */
-TFM_API tfm_params *tfm_params_create(tfm_ctx *c);             /* takes its memory from the context's allocator, outlives the context */
+/* takes its memory from the context's allocator, outlives the context */
+TFM_API tfm_params *tfm_params_create(tfm_ctx *c);
 TFM_API void tfm_params_destroy(tfm_params *p);                /* after everything that uses its tensors */
-/* A new zeroed parameter. A name that exists already is returned when dtype and shape agree, else an error: a layer's init
- * therefore binds to parameters that were loaded before it. */
+/* A new zeroed parameter. A name that exists already is returned when dtype and shape agree, else an error: a
+ * layer's init therefore binds to parameters that were loaded before it. */
 TFM_API tfm_tensor *tfm_params_add(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape);
-/* Memory of the caller (flash, a mapped file, an array in the program; aligned to the element) as a parameter, no copy. It must outlive p. */
-TFM_API tfm_tensor *tfm_params_wrap(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape, const void *data);
+/* Memory of the caller (flash, a mapped file, an array in the program; aligned to the element) as a parameter, no
+ * copy. It must outlive p. */
+TFM_API tfm_tensor *tfm_params_wrap(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
+                                    const void *data);
 TFM_API tfm_tensor *tfm_params_find(const tfm_params *p, const char *name);    /* NULL: no such name */
 TFM_API int64_t tfm_params_count(const tfm_params *p);
 TFM_API const char *tfm_params_name(const tfm_params *p, int64_t index);
@@ -603,40 +664,49 @@ TFM_API tfm_tensor *tfm_params_at(const tfm_params *p, int64_t index);
 TFM_API int64_t tfm_params_bytes(const tfm_params *p);
 /* 1: an init that meets a name which is not there fails instead of making it (after loading a trained model). */
 TFM_API void tfm_params_strict(tfm_params *p, int on);
-/* Packs the weight matrices that layers marked for tfm_linear into panels, in place of the plain form. Same bits, faster. Writers and
- * readers of other threads must be done. */
+/* Packs the weight matrices that layers marked for tfm_linear into panels, in place of the plain form. Same bits,
+ * faster. Writers and readers of other threads must be done. */
 TFM_API TFM_CHECK tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p);
-/* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed), end allows packing again. */
+/* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed), end allows packing
+ * again. */
 TFM_API tfm_tensor *tfm_params_write_begin(tfm_ctx *c, tfm_params *p, const char *name);
 TFM_API TFM_CHECK tfm_status tfm_params_write_end(tfm_ctx *c, tfm_params *p, const char *name);
 /* Converts the weight matrices (two and more dims) to f16, bf16 or f32. */
 TFM_API TFM_CHECK tfm_status tfm_params_cast(tfm_ctx *c, tfm_params *p, int dtype);
 
 /* ------------------------------------------------------------------------------------------------------------------
- *  Layers. A layer is a plain struct of parameters: init registers them in a store under prefix + PyTorch's names ("" = no prefix;
- *  "encoder" gives "encoder.layers.0...."), initialised as PyTorch initialises them; forward uses them. The struct may be copied.
+ *  Layers. A layer is a plain struct of parameters: init registers them in a store under prefix + PyTorch's names ("" =
+ *  no prefix; "encoder" gives "encoder.layers.0...."), initialised as PyTorch initialises them; forward uses them. The
+ *  struct may be copied.
  * ---------------------------------------------------------------------------------------------------------------- */
 typedef struct tfm_linear_layer { int activation; tfm_tensor *weight, *bias; } tfm_linear_layer;
-TFM_API TFM_CHECK tfm_status tfm_linear_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t in, int64_t out, int bias, tfm_linear_layer *layer);
+TFM_API TFM_CHECK tfm_status tfm_linear_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t in, int64_t out,
+                                             int bias, tfm_linear_layer *layer);
 TFM_API tfm_tensor *tfm_linear_forward(tfm_ctx *c, const tfm_linear_layer *layer, const tfm_tensor *x);
 
 typedef struct tfm_embedding_layer { float scale; /* 0: 1 */ tfm_tensor *weight; } tfm_embedding_layer;
-TFM_API TFM_CHECK tfm_status tfm_embedding_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t count, int64_t d_model, tfm_embedding_layer *layer);
-TFM_API tfm_tensor *tfm_embedding_forward(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *ids);   /* (..., d) */
-TFM_API tfm_tensor *tfm_embedding_logits(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *x);      /* tied output: x weight^T */
+TFM_API TFM_CHECK tfm_status tfm_embedding_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t count,
+                                                int64_t d_model, tfm_embedding_layer *layer);
+/* (..., d) */
+TFM_API tfm_tensor *tfm_embedding_forward(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *ids);
+/* tied output: x weight^T */
+TFM_API tfm_tensor *tfm_embedding_logits(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *x);
 
 enum { TFM_LAYER_NORM = 0, TFM_RMS_NORM = 1 };
 typedef struct tfm_norm_layer { int kind; float eps, weight_offset; tfm_tensor *weight, *bias; } tfm_norm_layer;
-TFM_API TFM_CHECK tfm_status tfm_norm_init(tfm_ctx *c, tfm_params *p, const char *prefix, int kind, int64_t d_model, int bias, float eps, tfm_norm_layer *layer);
+TFM_API TFM_CHECK tfm_status tfm_norm_init(tfm_ctx *c, tfm_params *p, const char *prefix, int kind, int64_t d_model,
+                                           int bias, float eps, tfm_norm_layer *layer);
 TFM_API tfm_tensor *tfm_norm_forward(tfm_ctx *c, const tfm_norm_layer *layer, const tfm_tensor *x);
 
 /* Positions. */
 enum {
-    TFM_POSITION_NONE = 0, TFM_POSITION_SINUSOIDAL = 1 /* interleaved sin, cos: the paper */, TFM_POSITION_SINUSOIDAL_HALVES = 2 /* sin | cos */,
+    TFM_POSITION_NONE = 0, TFM_POSITION_SINUSOIDAL = 1 /* interleaved sin, cos: the paper */,
+    TFM_POSITION_SINUSOIDAL_HALVES = 2 /* sin | cos */,
     TFM_POSITION_LEARNED = 3, TFM_POSITION_ROTARY = 4, TFM_POSITION_ALIBI = 5, TFM_POSITION_RELATIVE = 6 /* T5 */
 };
-/* (length, d) for positions start .. start + length - 1. TFM_POSITION_SINUSOIDAL: sin(p / 10000^(2i/d)) at 2i, cos at 2i+1 (odd d: the last
- * column is a sine). _HALVES: timescales exp(-i log(10000) / (d/2 - 1)), sines then cosines (Tensor2Tensor; odd d: a zero column). */
+/* (length, d) for positions start .. start + length - 1. TFM_POSITION_SINUSOIDAL: sin(p / 10000^(2i/d)) at 2i, cos
+ * at 2i+1 (odd d: the last column is a sine). _HALVES: timescales exp(-i log(10000) / (d/2 - 1)), sines then cosines
+ * (Tensor2Tensor; odd d: a zero column). */
 TFM_API tfm_tensor *tfm_sinusoidal(tfm_ctx *c, int kind, int64_t start, int64_t length, int64_t d_model);
 
 enum { TFM_ROPE_PLAIN = 0, TFM_ROPE_LINEAR = 1, TFM_ROPE_NTK = 2, TFM_ROPE_YARN = 3, TFM_ROPE_LLAMA3 = 4 };
@@ -652,22 +722,30 @@ typedef struct tfm_rope {
     float attention_factor;            /* YaRN: 0 = 0.1 ln(factor) + 1 */
 } tfm_rope;
 /* x (B, H, L, d): rotates by position start + l, or positions[b][l] ((L) or (B, L), i64/i32). */
-TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *rope, int64_t start, const tfm_tensor *positions);
+TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *rope, int64_t start,
+                               const tfm_tensor *positions);
 /* The tables that tfm_rotary uses: cosine and sine (length, dims / 2) for positions start ... */
-TFM_API TFM_CHECK tfm_status tfm_rotary_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size, int64_t start, int64_t length, tfm_tensor **cosine, tfm_tensor **sine);
-/* With tables of the caller: cosine, sine (positions, dims / 2) with positions (B, L) or (L), or (B, L, dims / 2) without. */
-TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *cosine, const tfm_tensor *sine, const tfm_tensor *positions, int interleaved);
+TFM_API TFM_CHECK tfm_status tfm_rotary_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size, int64_t start,
+                                               int64_t length, tfm_tensor **cosine, tfm_tensor **sine);
+/* With tables of the caller: cosine, sine (positions, dims / 2) with positions (B, L) or (L), or (B, L, dims / 2)
+ * without. */
+TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *cosine,
+                                     const tfm_tensor *sine, const tfm_tensor *positions, int interleaved);
 
 /* linear2(activation(linear1 x)), or gated: linear2(activation(linear_gate x) * linear1 x). */
-typedef struct tfm_feed_forward { int activation, gated; float dropout; tfm_linear_layer linear1, linear2, gate; } tfm_feed_forward;
-typedef struct tfm_feed_forward_config { int activation; /* 0: ReLU */ int gated, no_bias; int64_t d_model, d_ff; float dropout; } tfm_feed_forward_config;
-TFM_API TFM_CHECK tfm_status tfm_feed_forward_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_feed_forward_config *config, tfm_feed_forward *layer);
+typedef struct tfm_feed_forward { int activation, gated; float dropout; tfm_linear_layer linear1, linear2, gate; }
+tfm_feed_forward;
+typedef struct tfm_feed_forward_config { int activation; /* 0: ReLU */ int gated, no_bias; int64_t d_model, d_ff; float
+dropout; } tfm_feed_forward_config;
+TFM_API TFM_CHECK tfm_status tfm_feed_forward_init(tfm_ctx *c, tfm_params *p, const char *prefix,
+                                                   const tfm_feed_forward_config *config, tfm_feed_forward *layer);
 TFM_API tfm_tensor *tfm_feed_forward_forward(tfm_ctx *c, const tfm_feed_forward *layer, const tfm_tensor *x);
 
 /* nn.MultiheadAttention with batch_first, plus grouped key/value heads, rotary positions and a cache. */
 typedef struct tfm_mha_config {
     int no_bias;                       /* of the input projections and of out_proj */
-    int separate;                      /* 1: q_proj_weight, k_proj_weight, v_proj_weight (forced when kdim or vdim differ) instead of in_proj_weight */
+    /* 1: q_proj_weight, k_proj_weight, v_proj_weight (forced when kdim or vdim differ) instead of in_proj_weight */
+    int separate;
     int64_t d_model, heads;
     int64_t kv_heads;                  /* 0: heads */
     int64_t head_size;                 /* 0: d_model / heads */
@@ -692,13 +770,19 @@ typedef struct tfm_mha_options {
     int64_t layer;
     const tfm_tensor *counts;          /* (B) real positions of x per row (ragged batch), with a cache */
     int64_t position;                  /* rotary: position of the first query when there is no cache */
-    const tfm_cache *memory;           /* cross-attention: keys and values that tfm_mha_memory put there; key and value are NULL then */
+    /* cross-attention: keys and values that tfm_mha_memory put there; key and value are NULL then */
+    const tfm_cache *memory;
 } tfm_mha_options;
-TFM_API TFM_CHECK tfm_status tfm_mha_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_mha_config *config, tfm_mha *layer);
-/* query (B, Lq, d_model), key (B, Lk, kdim), value (B, Lk, vdim): (B, Lq, d_model). Self-attention: the same tensor three times. */
-TFM_API tfm_tensor *tfm_mha_forward(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *query, const tfm_tensor *key, const tfm_tensor *value, const tfm_mha_options *options);
+TFM_API TFM_CHECK tfm_status tfm_mha_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_mha_config *config,
+                                          tfm_mha *layer);
+/* query (B, Lq, d_model), key (B, Lk, kdim), value (B, Lk, vdim): (B, Lq, d_model). Self-attention: the same tensor
+ * three times. */
+TFM_API tfm_tensor *tfm_mha_forward(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *query, const tfm_tensor *key,
+                                    const tfm_tensor *value, const tfm_mha_options *options);
 /* Projects an encoder's output once, for all decoding steps: appends its keys and values to layer `index` of memory. */
-TFM_API TFM_CHECK tfm_status tfm_mha_memory(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *key, const tfm_tensor *value, tfm_cache *memory, int64_t index, const tfm_tensor *counts);
+TFM_API TFM_CHECK tfm_status tfm_mha_memory(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *key,
+                                            const tfm_tensor *value, tfm_cache *memory, int64_t index,
+                                            const tfm_tensor *counts);
 
 typedef struct tfm_block_config {      /* one encoder or decoder layer; zero = nn.TransformerEncoderLayer's defaults */
     int norm_first;                    /* 0: post-norm (the paper), 1: pre-norm */
@@ -714,31 +798,44 @@ typedef struct tfm_block_config {      /* one encoder or decoder layer; zero = n
     int rotary;                        /* of self-attention */
     tfm_rope rope;
 } tfm_block_config;
-typedef struct tfm_encoder_layer { tfm_block_config config; tfm_mha self_attn; tfm_feed_forward feed_forward; tfm_norm_layer norm1, norm2; } tfm_encoder_layer;
-typedef struct tfm_decoder_layer { tfm_block_config config; tfm_mha self_attn, multihead_attn; tfm_feed_forward feed_forward; tfm_norm_layer norm1, norm2, norm3; } tfm_decoder_layer;
+typedef struct tfm_encoder_layer { tfm_block_config config; tfm_mha self_attn; tfm_feed_forward feed_forward;
+tfm_norm_layer norm1, norm2; } tfm_encoder_layer;
+typedef struct tfm_decoder_layer { tfm_block_config config; tfm_mha self_attn, multihead_attn; tfm_feed_forward
+feed_forward; tfm_norm_layer norm1, norm2, norm3; } tfm_decoder_layer;
 typedef struct tfm_stack_options {
     int training;
     tfm_mask mask;                     /* of self-attention (src_mask + src_key_padding_mask, or tgt_...) */
     tfm_mask memory_mask;              /* decoder: of cross-attention */
-    tfm_tensor **weights;              /* decoder: cross-attention weights of the last layer; encoder: self-attention's; (B, H, Lq, Lk) */
+    /* decoder: cross-attention weights of the last layer; encoder: self-attention's; (B, H, Lq, Lk) */
+    tfm_tensor **weights;
     tfm_cache *cache;                  /* self-attention cache, one layer of it per layer of the stack */
     const tfm_cache *memory_cache;     /* decoder: what tfm_decoder_memory made; memory is NULL then */
     const tfm_tensor *counts;
     int64_t position;                  /* position of the first token when there is no cache */
 } tfm_stack_options;
-TFM_API TFM_CHECK tfm_status tfm_encoder_layer_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_block_config *config, tfm_encoder_layer *layer);
-TFM_API tfm_tensor *tfm_encoder_layer_forward(tfm_ctx *c, const tfm_encoder_layer *layer, const tfm_tensor *x, const tfm_stack_options *options);
-TFM_API TFM_CHECK tfm_status tfm_decoder_layer_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_block_config *config, tfm_decoder_layer *layer);
-TFM_API tfm_tensor *tfm_decoder_layer_forward(tfm_ctx *c, const tfm_decoder_layer *layer, const tfm_tensor *x, const tfm_tensor *memory, const tfm_stack_options *options);
+TFM_API TFM_CHECK tfm_status tfm_encoder_layer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
+                                                    const tfm_block_config *config, tfm_encoder_layer *layer);
+TFM_API tfm_tensor *tfm_encoder_layer_forward(tfm_ctx *c, const tfm_encoder_layer *layer, const tfm_tensor *x,
+                                              const tfm_stack_options *options);
+TFM_API TFM_CHECK tfm_status tfm_decoder_layer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
+                                                    const tfm_block_config *config, tfm_decoder_layer *layer);
+TFM_API tfm_tensor *tfm_decoder_layer_forward(tfm_ctx *c, const tfm_decoder_layer *layer, const tfm_tensor *x,
+                                              const tfm_tensor *memory, const tfm_stack_options *options);
 
 /* Stacks. `layers` is memory of the parameter store. A decoder-only model is an encoder stack with a causal mask. */
-typedef struct tfm_encoder { int64_t count; tfm_encoder_layer *layers; tfm_norm_layer norm; /* weight NULL: none */ } tfm_encoder;
+typedef struct tfm_encoder { int64_t count; tfm_encoder_layer *layers; tfm_norm_layer norm; /* weight NULL: none */ }
+tfm_encoder;
 typedef struct tfm_decoder { int64_t count; tfm_decoder_layer *layers; tfm_norm_layer norm; } tfm_decoder;
-TFM_API TFM_CHECK tfm_status tfm_encoder_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t layers, const tfm_block_config *config, int final_norm, tfm_encoder *stack);
-TFM_API tfm_tensor *tfm_encoder_forward(tfm_ctx *c, const tfm_encoder *stack, const tfm_tensor *x, const tfm_stack_options *options);
-TFM_API TFM_CHECK tfm_status tfm_decoder_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t layers, const tfm_block_config *config, int final_norm, tfm_decoder *stack);
-TFM_API tfm_tensor *tfm_decoder_forward(tfm_ctx *c, const tfm_decoder *stack, const tfm_tensor *x, const tfm_tensor *memory, const tfm_stack_options *options);
-TFM_API TFM_CHECK tfm_status tfm_decoder_memory(tfm_ctx *c, const tfm_decoder *stack, const tfm_tensor *memory, tfm_cache *cache, const tfm_tensor *counts);
+TFM_API TFM_CHECK tfm_status tfm_encoder_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t layers,
+                                              const tfm_block_config *config, int final_norm, tfm_encoder *stack);
+TFM_API tfm_tensor *tfm_encoder_forward(tfm_ctx *c, const tfm_encoder *stack, const tfm_tensor *x,
+                                        const tfm_stack_options *options);
+TFM_API TFM_CHECK tfm_status tfm_decoder_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t layers,
+                                              const tfm_block_config *config, int final_norm, tfm_decoder *stack);
+TFM_API tfm_tensor *tfm_decoder_forward(tfm_ctx *c, const tfm_decoder *stack, const tfm_tensor *x,
+                                        const tfm_tensor *memory, const tfm_stack_options *options);
+TFM_API TFM_CHECK tfm_status tfm_decoder_memory(tfm_ctx *c, const tfm_decoder *stack, const tfm_tensor *memory,
+                                                tfm_cache *cache, const tfm_tensor *counts);
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  The whole Transformer: nn.Transformer and what it leaves out
@@ -771,52 +868,71 @@ typedef struct tfm_transformer {
     tfm_transformer_config config;
     tfm_embedding_layer source_embedding, target_embedding;    /* "src_embedding", "tgt_embedding" */
     tfm_linear_layer source_projection, target_projection;     /* "src_projection", "tgt_projection" */
-    tfm_tensor *source_positions, *target_positions;           /* learned: "src_position.weight", "tgt_position.weight" */
-    tfm_tensor *encoder_bias, *decoder_bias;                   /* T5 tables: "encoder.relative_bias", "decoder.relative_bias" */
+    /* learned: "src_position.weight", "tgt_position.weight" */
+    tfm_tensor *source_positions, *target_positions;
+    /* T5 tables: "encoder.relative_bias", "decoder.relative_bias" */
+    tfm_tensor *encoder_bias, *decoder_bias;
     tfm_tensor *alibi;                                         /* slopes, in the store: "alibi_slopes" */
-    tfm_encoder encoder;                                       /* "encoder.layers.0...."; of a decoder-only model "decoder.layers.0...." */
+    /* "encoder.layers.0...."; of a decoder-only model "decoder.layers.0...." */
+    tfm_encoder encoder;
     tfm_decoder decoder;
     tfm_linear_layer generator;                                /* "generator" */
 } tfm_transformer;
 
-TFM_API TFM_CHECK tfm_status tfm_transformer_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_transformer_config *config, tfm_transformer *model);
+TFM_API TFM_CHECK tfm_status tfm_transformer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
+                                                  const tfm_transformer_config *config, tfm_transformer *model);
 
 typedef struct tfm_transformer_options {
     int training;
     int output;                        /* TFM_OUTPUT_*: over the vocabulary axis */
-    tfm_mask source_mask, target_mask, memory_mask;  /* decoder self-attention is causal unless target_mask says otherwise with not_causal */
+    /* decoder self-attention is causal unless target_mask says otherwise with not_causal */
+    tfm_mask source_mask, target_mask, memory_mask;
     int not_causal;
-    tfm_tensor **weights;              /* cross-attention (or self-attention) weights of the last layer, (B, H, Lq, Lk) */
+    /* cross-attention (or self-attention) weights of the last layer, (B, H, Lq, Lk) */
+    tfm_tensor **weights;
 } tfm_transformer_options;
 /* source, target: ids (B, L) i64/i32, or (B, L, features) f32. Encoder-only: target NULL. Decoder-only: source NULL.
  * Returns (B, L, outputs); without a head (B, L, d_model). */
-TFM_API tfm_tensor *tfm_transformer_forward(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source, const tfm_tensor *target, const tfm_transformer_options *options);
-TFM_API tfm_tensor *tfm_transformer_encode(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source, const tfm_transformer_options *options);   /* memory (B, Ls, d_model) */
-TFM_API tfm_tensor *tfm_transformer_decode(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *target, const tfm_tensor *memory, const tfm_transformer_options *options);
+TFM_API tfm_tensor *tfm_transformer_forward(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source,
+                                            const tfm_tensor *target, const tfm_transformer_options *options);
+/* memory (B, Ls, d_model) */
+TFM_API tfm_tensor *tfm_transformer_encode(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source,
+                                           const tfm_transformer_options *options);
+TFM_API tfm_tensor *tfm_transformer_decode(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *target,
+                                           const tfm_tensor *memory, const tfm_transformer_options *options);
 
 typedef struct tfm_transformer_memory {
     int64_t weights;                   /* bytes of the parameters of this model */
     int64_t cache;                     /* key/value caches for batch x length */
-    int64_t scratch;                   /* peak of the arena in a forward of batch x length (in generation: of a prompt of length) */
+    /* peak of the arena in a forward of batch x length (in generation: of a prompt of length) */
+    int64_t scratch;
     int64_t threads;                   /* per-thread scratch of the context */
 } tfm_transformer_memory;
 /* What a model of this configuration needs, without building it. */
-TFM_API TFM_CHECK tfm_status tfm_transformer_measure(tfm_ctx *c, const tfm_transformer_config *config, int64_t batch, int64_t source_length, int64_t target_length, tfm_transformer_memory *out);
+TFM_API TFM_CHECK tfm_status tfm_transformer_measure(tfm_ctx *c, const tfm_transformer_config *config, int64_t batch,
+                                                     int64_t source_length, int64_t target_length,
+                                                     tfm_transformer_memory *out);
 
 /* Heads on an encoder's output x (B, L, d). */
 enum { TFM_POOL_MEAN = 0, TFM_POOL_FIRST = 1, TFM_POOL_LAST = 2, TFM_POOL_MAX = 3 };
-TFM_API tfm_tensor *tfm_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *lengths, int pooling);       /* (B, d); lengths (B) or NULL */
-TFM_API tfm_tensor *tfm_l2_normalize(tfm_ctx *c, const tfm_tensor *x);                                        /* over the last dim */
-typedef struct tfm_classifier { int pooling; int tokens; tfm_linear_layer linear; } tfm_classifier;          /* tokens 1: tags each token */
-TFM_API TFM_CHECK tfm_status tfm_classifier_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t d_model, int64_t classes, int pooling, int tokens, tfm_classifier *head);
-TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *head, const tfm_tensor *x, const tfm_tensor *lengths); /* logits (B, classes) or (B, L, classes) */
+/* (B, d); lengths (B) or NULL */
+TFM_API tfm_tensor *tfm_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *lengths, int pooling);
+/* over the last dim */
+TFM_API tfm_tensor *tfm_l2_normalize(tfm_ctx *c, const tfm_tensor *x);
+/* tokens 1: tags each token */
+typedef struct tfm_classifier { int pooling; int tokens; tfm_linear_layer linear; } tfm_classifier;
+TFM_API TFM_CHECK tfm_status tfm_classifier_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t d_model,
+                                                 int64_t classes, int pooling, int tokens, tfm_classifier *head);
+/* logits (B, classes) or (B, L, classes) */
+TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *head, const tfm_tensor *x,
+                                           const tfm_tensor *lengths);
 
 #if !defined(TFM_NO_GENERATION)
 /* ------------------------------------------------------------------------------------------------------------------
  *  Generation
  * ---------------------------------------------------------------------------------------------------------------- */
-/* A session holds the caches of `batch` rows of one model. Feeding a prompt whole, in chunks or token by token, alone or in a batch,
- * gives the same bits. */
+/* A session holds the caches of `batch` rows of one model. Feeding a prompt whole, in chunks or token by token,
+ * alone or in a batch, gives the same bits. */
 typedef struct tfm_session_options {
     int cache_dtype;                   /* TFM_F32, TFM_F16, TFM_BF16 */
     int64_t batch;                     /* 0: 1 */
@@ -826,17 +942,22 @@ typedef struct tfm_session_options {
 TFM_API tfm_session *tfm_session_create(tfm_ctx *c, const tfm_transformer *model, const tfm_session_options *options);
 TFM_API void tfm_session_destroy(tfm_session *s);
 TFM_API void tfm_session_reset(tfm_session *s);
-/* Encoder-decoder: encodes source (batch, Ls) ids (or features) with lengths (batch) or NULL, and keeps the keys and values. */
-TFM_API TFM_CHECK tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tensor *source, const tfm_tensor *lengths);
-/* Feeds ids (batch, L); counts (batch) or NULL: how many are real in each row. Returns the logits after each row's last id, (batch, vocab). A row with count 0 gives zeros. */
+/* Encoder-decoder: encodes source (batch, Ls) ids (or features) with lengths (batch) or NULL, and keeps the keys and
+ * values. */
+TFM_API TFM_CHECK tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tensor *source,
+                                                const tfm_tensor *lengths);
+/* Feeds ids (batch, L); counts (batch) or NULL: how many are real in each row. Returns the logits after each row's
+ * last id, (batch, vocab). A row with count 0 gives zeros. */
 TFM_API tfm_tensor *tfm_session_feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);
-TFM_API tfm_tensor *tfm_session_feed_all(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);  /* (batch, L, vocab) */
+/* (batch, L, vocab) */
+TFM_API tfm_tensor *tfm_session_feed_all(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);
 TFM_API int64_t tfm_session_length(const tfm_session *s, int64_t row);
 TFM_API TFM_CHECK tfm_status tfm_session_truncate(tfm_ctx *c, tfm_session *s, int64_t row, int64_t length);
 TFM_API TFM_CHECK tfm_status tfm_session_reorder(tfm_ctx *c, tfm_session *s, const int64_t *rows, int64_t count);
 TFM_API tfm_session *tfm_session_fork(tfm_ctx *c, const tfm_session *s, const int64_t *rows, int64_t count);
 
-/* How the next id is chosen. The order is: bias and bans, penalties, the logits callback, temperature, top-k, top-p, min-p, draw. */
+/* How the next id is chosen. The order is: bias and bans, penalties, the logits callback, temperature, top-k, top-p,
+ * min-p, draw. */
 typedef struct tfm_sampling {
     float temperature;                 /* 0: greedy (argmax, first of equals) */
     int64_t top_k;                     /* 0: off */
@@ -851,12 +972,14 @@ typedef struct tfm_sampling {
     void (*logits)(void *user, int64_t row, float *logits, int64_t vocab);  /* may change them */
     void *user;
 } tfm_sampling;
-/* Chooses from logits (vocab) f32 given the `count` ids before; stream and step number the random draw. *log_probability (may be NULL) is
- * that of the chosen id under softmax of the unmodified logits. */
-TFM_API TFM_CHECK tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sampling *sampling, const int64_t *ids, int64_t count,
+/* Chooses from logits (vocab) f32 given the `count` ids before; stream and step number the random draw.
+ * *log_probability (may be NULL) is that of the chosen id under softmax of the unmodified logits. */
+TFM_API TFM_CHECK tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sampling *sampling,
+                                        const int64_t *ids, int64_t count,
                                         uint64_t stream, uint64_t step, int64_t *id, float *log_probability);
 
-typedef struct tfm_prompt { int64_t count; const int64_t *ids; } tfm_prompt;   /* encoder-decoder: the decoder's start ids */
+/* encoder-decoder: the decoder's start ids */
+typedef struct tfm_prompt { int64_t count; const int64_t *ids; } tfm_prompt;
 enum { TFM_STOP_LENGTH = 0, TFM_STOP_ID = 1, TFM_STOP_STRING = 2, TFM_STOP_CALLBACK = 3, TFM_STOP_CAPACITY = 4 };
 typedef struct tfm_sequence {          /* memory of the arena */
     int reason;                        /* TFM_STOP_* */
@@ -867,7 +990,8 @@ typedef struct tfm_sequence {          /* memory of the arena */
     int64_t text_length;               /* with text: bytes of the generated text before a stop string */
     char *text;                        /* NULL without a text callback */
 } tfm_sequence;
-/* Text of `id` after `previous` (-1: none): bytes and their number (streaming and stop strings). tfm_tokenizer_piece is one. */
+/* Text of `id` after `previous` (-1: none): bytes and their number (streaming and stop strings). tfm_tokenizer_piece
+ * is one. */
 typedef const char *(*tfm_piece_fn)(const void *user, int64_t previous, int64_t id, int64_t *length);
 
 typedef struct tfm_generate_options {
@@ -882,7 +1006,8 @@ typedef struct tfm_generate_options {
     int64_t prompt_chunk;              /* ids of a prompt fed at once; 0: all. Same bits */
 } tfm_generate_options;
 /* prompts and out have as many entries as the session has rows. Each row has the bits of running alone. */
-TFM_API TFM_CHECK tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count, const tfm_generate_options *options, tfm_sequence *out);
+TFM_API TFM_CHECK tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
+                                          const tfm_generate_options *options, tfm_sequence *out);
 
 enum { TFM_LENGTH_NONE = 0, TFM_LENGTH_GNMT = 1 /* ((5 + n) / 6)^alpha */, TFM_LENGTH_POWER = 2 /* n^alpha */ };
 typedef struct tfm_beam_options {
@@ -894,32 +1019,38 @@ typedef struct tfm_beam_options {
     const int64_t *stop_ids; int64_t stop_id_count;
     const int64_t *banned; int64_t banned_count;
 } tfm_beam_options;
-/* One search per prompt; the session's batch is count x beams, encoded (tfm_session_encode) with each source repeated `beams` times, or forked so. out: count x n_best, best first. */
-TFM_API TFM_CHECK tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count, const tfm_beam_options *options, tfm_sequence *out);
+/* One search per prompt; the session's batch is count x beams, encoded (tfm_session_encode) with each source
+ * repeated `beams` times, or forked so. out: count x n_best, best first. */
+TFM_API TFM_CHECK tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
+                                             const tfm_beam_options *options, tfm_sequence *out);
 #endif /* TFM_NO_GENERATION */
 
 #if !defined(TFM_NO_FILES)
 /* ------------------------------------------------------------------------------------------------------------------
  *  Files. Every parser works on memory; a file is mapped, or read where it cannot be. Hostile input gives TFM_FORMAT.
  * ---------------------------------------------------------------------------------------------------------------- */
-TFM_API tfm_file *tfm_file_open_memory(tfm_ctx *c, const void *data, int64_t size);        /* safetensors; data must outlive the file */
+/* safetensors; data must outlive the file */
+TFM_API tfm_file *tfm_file_open_memory(tfm_ctx *c, const void *data, int64_t size);
 #if !defined(TFM_NO_STDIO)
-TFM_API tfm_file *tfm_file_open(tfm_ctx *c, const char *path);  /* one .safetensors, or model.safetensors.index.json with its shards */
+/* one .safetensors, or model.safetensors.index.json with its shards */
+TFM_API tfm_file *tfm_file_open(tfm_ctx *c, const char *path);
 #endif
 TFM_API void tfm_file_close(tfm_file *f);
 TFM_API int64_t tfm_file_count(const tfm_file *f);
 TFM_API const char *tfm_file_name(const tfm_file *f, int64_t index);
 TFM_API const char *tfm_file_metadata(const tfm_file *f, const char *key);                 /* NULL: no such key */
-TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *name);      /* a view of the file: do not write; NULL + error when absent */
+/* a view of the file: do not write; NULL + error when absent */
+TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *name);
 TFM_API int tfm_file_has(const tfm_file *f, const char *name);
 
-/* Loading rules: the first row whose pattern matches a name in the file decides. '*' stands for any text without '.' or '/' and is put
- * where the target has '*', in order. */
+/* Loading rules: the first row whose pattern matches a name in the file decides. '*' stands for any text without '.'
+ * or '/' and is put where the target has '*', in order. */
 enum {
     TFM_RULE_RENAME = 0,
     TFM_RULE_TRANSPOSE = 1,            /* rename and transpose ([in, out] kernels: Keras, GPT-2's Conv1D) */
     TFM_RULE_CONCAT = 2,               /* becomes part number `index` of `parts` of the target, joined along dim 0 */
-    TFM_RULE_SPLIT = 3,                /* part number `index` of `parts` equal parts along dim 0; several rows may name one source */
+    /* part number `index` of `parts` equal parts along dim 0; several rows may name one source */
+    TFM_RULE_SPLIT = 3,
     TFM_RULE_SKIP = 4,
     TFM_RULE_CONCAT_TRANSPOSE = 5,
     TFM_RULE_SPLIT_TRANSPOSE = 6       /* the source is transposed first, then split */
@@ -932,18 +1063,26 @@ typedef struct tfm_load_options {
     const tfm_rule *rules; int64_t rule_count;
     const char *prefix;                /* put before every name */
 } tfm_load_options;
-/* Puts every tensor of the file into the store under its (ruled) name: into a parameter that exists already its values (shape must agree),
- * else as a new one, without a copy where the file's bytes can be used as they lie (then the store keeps the file open). */
-TFM_API TFM_CHECK tfm_status tfm_params_load_file(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_load_options *options);
-TFM_API TFM_CHECK tfm_status tfm_params_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size, const tfm_load_options *options);
+/* Puts every tensor of the file into the store under its (ruled) name: into a parameter that exists already its
+ * values (shape must agree), else as a new one, without a copy where the file's bytes can be used as they lie (then
+ * the store keeps the file open). */
+TFM_API TFM_CHECK tfm_status tfm_params_load_file(tfm_ctx *c, tfm_params *p, tfm_file *f,
+                                                  const tfm_load_options *options);
+TFM_API TFM_CHECK tfm_status tfm_params_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
+                                                    const tfm_load_options *options);
 TFM_API int64_t tfm_params_saved_size(const tfm_params *p);
 TFM_API TFM_CHECK tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params *p, void *buffer, int64_t size);
 #if !defined(TFM_NO_STDIO)
-TFM_API TFM_CHECK tfm_status tfm_params_load(tfm_ctx *c, tfm_params *p, const char *path, const tfm_load_options *options);
-TFM_API TFM_CHECK tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *path);   /* atomically: a new file takes the old one's place */
-TFM_API TFM_CHECK tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names, const tfm_tensor *const *tensors, int64_t count);
-TFM_API TFM_CHECK tfm_status tfm_write_file(tfm_ctx *c, const char *path, const void *data, int64_t size);  /* atomically */
-TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size);            /* whole file in the arena, a NUL after its end */
+TFM_API TFM_CHECK tfm_status tfm_params_load(tfm_ctx *c, tfm_params *p, const char *path,
+                                             const tfm_load_options *options);
+/* atomically: a new file takes the old one's place */
+TFM_API TFM_CHECK tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *path);
+TFM_API TFM_CHECK tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names,
+                                              const tfm_tensor *const *tensors, int64_t count);
+/* atomically */
+TFM_API TFM_CHECK tfm_status tfm_write_file(tfm_ctx *c, const char *path, const void *data, int64_t size);
+/* whole file in the arena, a NUL after its end */
+TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size);
 #endif
 #endif /* TFM_NO_FILES */
 
@@ -952,13 +1091,15 @@ TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size); 
  *  Models and tokenizers
  * ---------------------------------------------------------------------------------------------------------------- */
 /* A checkpoint of llama2.c (version 0 .bin): fills config and the store (names as tfm_transformer_init wants them). */
-TFM_API TFM_CHECK tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size, tfm_transformer_config *config);
+TFM_API TFM_CHECK tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
+                                                     tfm_transformer_config *config);
 /* Its tokenizer file; vocab = the model's vocabulary size. */
 TFM_API tfm_tokenizer *tfm_tokenizer_llama2c_memory(tfm_ctx *c, const void *data, int64_t size, int64_t vocab);
 /* One token a line, the line number is the id. Texts are split at spaces. unknown: id for other words, -1: an error. */
 TFM_API tfm_tokenizer *tfm_tokenizer_lines_memory(tfm_ctx *c, const void *data, int64_t size, int64_t unknown);
 #if !defined(TFM_NO_STDIO) && !defined(TFM_NO_FILES)
-TFM_API TFM_CHECK tfm_status tfm_llama2c_load(tfm_ctx *c, tfm_params *p, const char *path, tfm_transformer_config *config);
+TFM_API TFM_CHECK tfm_status tfm_llama2c_load(tfm_ctx *c, tfm_params *p, const char *path,
+                                              tfm_transformer_config *config);
 TFM_API tfm_tokenizer *tfm_tokenizer_llama2c(tfm_ctx *c, const char *path, int64_t vocab);
 TFM_API tfm_tokenizer *tfm_tokenizer_lines(tfm_ctx *c, const char *path, int64_t unknown);
 #endif
@@ -966,9 +1107,12 @@ TFM_API void tfm_tokenizer_destroy(tfm_tokenizer *t);
 TFM_API int64_t tfm_tokenizer_size(const tfm_tokenizer *t);
 TFM_API int64_t tfm_tokenizer_find(const tfm_tokenizer *t, const char *token);              /* -1: none */
 /* Ids of a text, in the arena; begin / end 1: with the begin / end id (llama2.c: 1 and 2). */
-TFM_API TFM_CHECK tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int begin, int end, int64_t **ids, int64_t *count);
-TFM_API const char *tfm_tokenizer_piece(const void *tokenizer, int64_t previous, int64_t id, int64_t *length);  /* a tfm_piece_fn */
-TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, const int64_t *ids, int64_t count); /* in the arena */
+TFM_API TFM_CHECK tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int begin,
+                                                  int end, int64_t **ids, int64_t *count);
+/* a tfm_piece_fn */
+TFM_API const char *tfm_tokenizer_piece(const void *tokenizer, int64_t previous, int64_t id, int64_t *length);
+/* in the arena */
+TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, const int64_t *ids, int64_t count);
 #endif /* TFM_NO_MODELS */
 
 #ifdef __cplusplus
@@ -2424,9 +2568,9 @@ TFM__UNUSED static void tfm__cpu_read(tfm__cpu_record *r) {
  *  4  KERNELS
  *
  *  Written once over the vector shim, compiled once per instruction set: the file includes itself, and only the section
- *  between TFM__PASS and its end is seen then. Functions of a pass are named TFM__FN(name); everything else reaches them
- *  through one constant table per instruction set, struct tfm__kernels. All pointers are to plain arrays; a kernel never
- *  allocates, never fails, uses one thread.
+ *  between TFM__PASS and its end is seen then. Functions of a pass are named TFM__FN(name); everything else reaches
+ *  them through one constant table per instruction set, struct tfm__kernels. All pointers are to plain arrays; a kernel
+ *  never allocates, never fails, uses one thread.
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
@@ -2436,13 +2580,15 @@ TFM__UNUSED static void tfm__cpu_read(tfm__cpu_record *r) {
 
 /* A product block: C[r, j] = sum over k of A[r, k] * B[j, k], one f32 chain per output, k ascending.
  * B lies as panels of 16 outputs: element (j, k) at b[(j / 16) * b_panel + k * b_row + j % 16] (elements of b_dtype).
- *   packed weight, key cache: b_row = 16, b_panel = 16 * depth;   row-major V or B[k, n]: b_row = its row stride, b_panel = 16.
+ *   packed weight, key cache: b_row = 16, b_panel = 16 * depth
+ *   row-major V or B[k, n]:   b_row = its row stride, b_panel = 16
  * With b_row == 16 and b_panel != 16 a panel is whole (zero padded); otherwise columns past `cols` are not read. */
 typedef struct tfm__gemm {
     int64_t rows, cols, depth;
     const float *a;
-    int64_t a_row, a_col;      /* A[r, k]: row-major: a_col = 1, a_row its row stride; strips of tile_rows rows (pack_strips):
-                                * a_col = tile_rows, a_row = elements between strips (tile_rows * depth they were packed with) */
+    /* Row-major A: a_col = 1, a_row its row stride. Strips of tile_rows rows (pack_strips): a_col = tile_rows, a_row =
+     * elements between strips (tile_rows * depth they were packed with). */
+    int64_t a_row, a_col;
     const void *b;
     int b_dtype;               /* TFM_F32, TFM_F16, TFM_BF16 */
     int64_t b_row, b_panel;
@@ -2456,7 +2602,8 @@ typedef struct tfm__gemm {
 
 /* Row operations. Forward ops of one argument; p0, p1 are the op's parameters. */
 enum {
-    TFM__U_COPY, TFM__U_SCALE /* x * p0 */, TFM__U_SHIFT /* x + p0 */, TFM__U_NEG, TFM__U_ABS, TFM__U_SQRT, TFM__U_RSQRT, TFM__U_RECIP,
+    TFM__U_COPY, TFM__U_SCALE /* x * p0 */, TFM__U_SHIFT /* x + p0 */, TFM__U_NEG, TFM__U_ABS, TFM__U_SQRT,
+    TFM__U_RSQRT, TFM__U_RECIP,
     TFM__U_EXP, TFM__U_LOG, TFM__U_SIN, TFM__U_COS, TFM__U_TANH, TFM__U_SIGMOID, TFM__U_RELU, TFM__U_GELU /* exact */,
     TFM__U_GELU_TANH, TFM__U_GELU_QUICK, TFM__U_SILU, TFM__U_POW /* x ** p0 */, TFM__U_CLAMP /* [p0, p1] */,
     TFM__U_SOFTCAP /* p0 * tanh(x / p0) */, TFM__U_COUNT
@@ -2464,7 +2611,8 @@ enum {
 enum { TFM__B_ADD, TFM__B_SUB, TFM__B_MUL, TFM__B_DIV, TFM__B_MIN, TFM__B_MAX, TFM__B_POW, TFM__B_COUNT };
 enum { TFM__R_SUM, TFM__R_MAX, TFM__R_MIN, TFM__R_SUMSQ, TFM__R_COUNT };
 
-typedef struct tfm__norm {     /* one row of layer_norm (mean is subtracted) or rms_norm; residual, weight, bias may be NULL */
+/* one row of layer_norm (mean is subtracted) or rms_norm; residual, weight, bias may be NULL */
+typedef struct tfm__norm {
     int64_t n;
     const float *x, *residual, *weight, *bias;
     float eps, weight_offset;  /* weight_offset: Gemma's (1 + w) */
@@ -2473,8 +2621,8 @@ typedef struct tfm__norm {     /* one row of layer_norm (mean is subtracted) or 
     float mean, rstd;          /* out */
 } tfm__norm;
 
-/* One attention tile: `rows` queries (of one batch row and one key/value head; in grouped attention rows run over the heads
- * of the group too) against one block of at most TFM__BLOCK_KEYS keys. See chapter 9 for who fills it. */
+/* One attention tile: `rows` queries (of one batch row and one key/value head; in grouped attention rows run over
+ * the heads of the group too) against one block of at most TFM__BLOCK_KEYS keys. See chapter 9 for who fills it. */
 typedef struct tfm__attn_tile {
     int64_t rows, keys;                 /* rows <= TFM__ATTN_ROWS, keys <= TFM__BLOCK_KEYS */
     int64_t key_size, value_size;
@@ -2494,32 +2642,42 @@ struct tfm__kernels {
     int tile_rows;                      /* rows of the product's register tile: A is packed in strips of this height */
     int64_t block_k, block_m, block_n;  /* cache blocks of the product, in elements */
 
-    /* products (42_products.h) */
+    /* products */
     void (*gemm)(const tfm__gemm *g);
-    /* dst panels [cols/16][depth][16] (dst_dtype) from src element (j, k) at src[j * src_col + k * src_k]; zero padded columns */
+    /* dst panels [cols/16][depth][16] (dst_dtype) from src element (j, k) at src[j * src_col + k * src_k]; zero
+     * padded columns */
     void (*pack_panels)(void *dst, int dst_dtype, const void *src, int src_dtype, int64_t src_col, int64_t src_k,
                         int64_t cols, int64_t depth);
-    /* dst strips [rows/tile_rows][depth][tile_rows] f32 from src element (r, k) at src[r * src_row + k * src_k]; zero padded rows */
-    void (*pack_strips)(float *dst, const void *src, int src_dtype, int64_t src_row, int64_t src_k, int64_t rows, int64_t depth);
+    /* dst strips [rows/tile_rows][depth][tile_rows] f32 from src element (r, k) at src[r * src_row + k * src_k];
+     * zero padded rows */
+    void (*pack_strips)(float *dst, const void *src, int src_dtype, int64_t src_row, int64_t src_k, int64_t rows,
+                        int64_t depth);
 
-    /* rows of n elements (43_rows.h); y may be x (same pointer) unless said */
-    void (*load)(float *dst, const void *src, int src_dtype, int64_t src_stride, int64_t n);     /* any numeric dtype -> f32 */
-    void (*store)(void *dst, int dst_dtype, int64_t dst_stride, const float *src, int64_t n);    /* f32 -> any: halves to nearest even; ints truncate and saturate, NaN -> 0 */
+    /* rows of n elements; y may be x (same pointer) unless said */
+    /* any numeric dtype -> f32 */
+    void (*load)(float *dst, const void *src, int src_dtype, int64_t src_stride, int64_t n);
+    /* f32 -> any: halves to nearest even; ints truncate and saturate, NaN -> 0 */
+    void (*store)(void *dst, int dst_dtype, int64_t dst_stride, const float *src, int64_t n);
     void (*unary)(int op, float *y, const float *x, float p0, float p1, int64_t n);
-    void (*binary)(int op, float *y, const float *a, int a_step, const float *b, int b_step, int64_t n);  /* step 0 repeats one element */
+    /* step 0 repeats one element */
+    void (*binary)(int op, float *y, const float *a, int a_step, const float *b, int b_step, int64_t n);
     void (*fma_scalar)(float *y, const float *x, float s, int64_t n);                           /* y += s * x */
-    float (*reduce)(int op, const float *x, int64_t n);                                          /* empty: 0, -inf, +inf, 0 */
+    /* empty: 0, -inf, +inf, 0 */
+    float (*reduce)(int op, const float *x, int64_t n);
     void (*glu)(int activation, float *y, const float *gate, const float *up, int64_t n);        /* act(gate) * up */
-    void (*softmax)(float *y, const float *x, int64_t n, int log_form);                          /* a row of -inf only: zeros (log: -inf) */
+    /* a row of -inf only: zeros (log: -inf) */
+    void (*softmax)(float *y, const float *x, int64_t n, int log_form);
     float (*logsumexp)(const float *x, int64_t n);
     void (*norm)(tfm__norm *a, int subtract_mean);
     /* rotary: pairs (i, i + n/2) or, interleaved, (2i, 2i+1); cosine, sine hold n/2 values; y may be x */
     void (*rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n, int interleaved);
     float (*dot)(const float *a, const float *b, int64_t n);
 
-    /* attention (44_attention.h): scores = Q K^T, the caller's mask on them, then weights and output of the block */
-    void (*attn_scores)(tfm__attn_tile *t);     /* fills scores[rows][keys]; columns up to the next multiple of 16 are written too */
-    void (*attn_reduce)(tfm__attn_tile *t);     /* scores -> max, exp(score - max) in place, sum, out = weights * V; skips masked keys exactly */
+    /* attention: scores = Q K^T, the caller's mask on them, then weights and output of the block */
+    /* fills scores[rows][keys]; columns up to the next multiple of 16 are written too */
+    void (*attn_scores)(tfm__attn_tile *t);
+    /* scores -> max, exp(score - max) in place, sum, out = weights * V; skips masked keys exactly */
+    void (*attn_reduce)(tfm__attn_tile *t);
     /* (max, sum, out) of rows += another part (later keys): the one merging formula */
     void (*attn_merge)(int64_t rows, int64_t value_size, float *max, float *sum, float *out, int64_t out_row,
                        const float *max2, const float *sum2, const float *out2, int64_t out2_row);
@@ -2640,6 +2798,7 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wsign-conversion" /* at -O0 some intrinsics are macros */
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -5787,8 +5946,9 @@ static int tfm__promote(int a, int b) {
 
 /* -- elements ------------------------------------------------------------------------------------------------------ */
 
-/* The f32 that rounds to f16 or bf16 like d itself: truncated, with the lowest bit set when anything was cut off ("round to
- * odd": 24 bits leave at least two more than either format holds, so the second rounding sees which side d was on). */
+/* The f32 that rounds to f16 or bf16 like d itself: truncated, with the lowest bit set when anything was cut off
+ * ("round to odd": 24 bits leave at least two more than either format holds, so the second rounding sees which side d
+ * was on). */
 static float tfm__odd_float(double d) {
     const float f = (float)d;
     const double back = (double)f;
@@ -7304,8 +7464,8 @@ static tfm_tensor *tfm__leave_view(tfm__op *o, const tfm_tensor *t, const tfm__g
     return tfm__leave(o, tfm__result_view(o, t, g->ndim, g->shape, g->stride, g->offset));
 }
 
-/* Strides that show g under another shape of equally many elements; 0: only a copy can. Both shapes are cut, from the last dim on,
- * into the smallest groups of equal size; a group works when its old dims lie like one. */
+/* Strides that show g under another shape of equally many elements; 0: only a copy can. Both shapes are cut, from the
+ * last dim on, into the smallest groups of equal size; a group works when its old dims lie like one. */
 static int tfm__geometry_reshape(const tfm__geometry *g, int ndim, const int64_t *shape, int64_t *stride) {
     int64_t old_size = 1, new_size = 1, base;
     int d, v = ndim - 1;
@@ -7611,8 +7771,8 @@ TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype) {
     return tfm__leave_copy(&o, t, dtype);
 }
 
-/* What tfm_copy and tfm_set may write: strided memory of the context, or of a parameter between tfm_params_write_begin and _end
- * (its generation is 2 then), that the tape does not read. */
+/* What tfm_copy and tfm_set may write: strided memory of the context, or of a parameter between tfm_params_write_begin
+ * and _end (its generation is 2 then), that the tape does not read. */
 static int tfm__need_writable(tfm__op *o, const char *name, const tfm_tensor *t) {
     int i;
     if (t->layout != TFM_STRIDED || (tfm__is_parameter(t) && t->generation != 2)) {
@@ -7642,8 +7802,7 @@ TFM_API tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tenso
                     tfm__describe(&o, destination));
         return tfm__status(c);
     }
-    if (tfm__share_memory(destination, source) &&
-        destination->data != source->data) { /* they may overlap: by way of a copy */
+    if (tfm__share_memory(destination, source)) { /* they may overlap: by way of a copy */
         tfm_tensor between = *source;
         tfm__contiguous_strides(between.ndim, between.shape, between.stride);
         between.data = tfm__temporary(&o, tfm_numel(source) * tfm_dtype_size(source->dtype));
@@ -8280,8 +8439,9 @@ static tfm_tensor *tfm__unary_op(tfm_ctx *c, int op, int kernel, const tfm_tenso
 }
 
 #define TFM__UNARY_OPS(X) \
-    X(neg, NEG) X(abs, ABS) X(exp, EXP) X(log, LOG) X(sqrt, SQRT) X(rsqrt, RSQRT) X(sin, SIN) X(cos, COS) X(tanh, TANH) \
-    X(sigmoid, SIGMOID) X(relu, RELU) X(gelu, GELU) X(gelu_tanh, GELU_TANH) X(gelu_quick, GELU_QUICK) X(silu, SILU)
+    X(neg, NEG) X(abs, ABS) X(exp, EXP) X(log, LOG) X(sqrt, SQRT) X(rsqrt, RSQRT) X(sin, SIN) X(cos, COS) \
+    X(tanh, TANH) X(sigmoid, SIGMOID) X(relu, RELU) X(gelu, GELU) X(gelu_tanh, GELU_TANH) \
+    X(gelu_quick, GELU_QUICK) X(silu, SILU)
 #define TFM__UNARY_OP(name, id) \
     TFM_API tfm_tensor *tfm_##name(tfm_ctx *c, const tfm_tensor *t) { \
         return tfm__unary_op(c, TFM__OP_##id, TFM__U_##id, t, 0.0f, 0.0f); \
@@ -8355,7 +8515,9 @@ static tfm_tensor *tfm__pair_op(tfm_ctx *c, int op, const char *name_a, const tf
     return tfm__leave(&o, y);
 }
 
-#define TFM__BINARY_OPS(X) X(add, ADD, ADD) X(sub, SUB, SUB) X(mul, MUL, MUL) X(div, DIV, DIV) X(minimum, MINIMUM, MIN) X(maximum, MAXIMUM, MAX)
+#define TFM__BINARY_OPS(X) \
+    X(add, ADD, ADD) X(sub, SUB, SUB) X(mul, MUL, MUL) X(div, DIV, DIV) X(minimum, MINIMUM, MIN) \
+    X(maximum, MAXIMUM, MAX)
 #define TFM__BINARY_OP(name, id, kernel) \
     TFM_API tfm_tensor *tfm_##name(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b) { \
         return tfm__pair_op(c, TFM__OP_##id, "a", a, "b", b, tfm__map_binary, TFM__B_##kernel, TFM__COST_SIMPLE); \
@@ -8517,19 +8679,21 @@ TFM_API tfm_tensor *tfm_compare_scalar(tfm_ctx *c, const tfm_tensor *a, double b
 /* ------------------------------------------------------------------------------------------------------------------
  *  Reductions
  *
- *  The order of a sum depends on shape and strides alone. Rows are added by the kernel; pieces of long rows, and the rows of
- *  a sum over other axes than the last, in double.
+ *  The order of a sum depends on shape and strides alone. Rows are added by the kernel; pieces of long rows, and the
+ *  rows of a sum over other axes than the last, in double.
  * ---------------------------------------------------------------------------------------------------------------- */
 
 enum { TFM__SUM, TFM__MEAN, TFM__MAX, TFM__MIN, TFM__LOGSUMEXP };
 
 static const struct tfm__reduction_row {
     int op, rows, pairs;         /* recorded op; kernels: along a row, of two rows */
-} tfm__reductions[5] = {{TFM__OP_SUM, TFM__R_SUM, TFM__B_ADD},
-                        {TFM__OP_MEAN, TFM__R_SUM, TFM__B_ADD},
-                        {TFM__OP_MAX, TFM__R_MAX, TFM__B_MAX},
-                        {TFM__OP_MIN, TFM__R_MIN, TFM__B_MIN},
-                        {TFM__OP_LOGSUMEXP, 0, 0}};
+} tfm__reductions[5] = {
+    {TFM__OP_SUM, TFM__R_SUM, TFM__B_ADD},
+    {TFM__OP_MEAN, TFM__R_SUM, TFM__B_ADD},
+    {TFM__OP_MAX, TFM__R_MAX, TFM__B_MAX},
+    {TFM__OP_MIN, TFM__R_MIN, TFM__B_MIN},
+    {TFM__OP_LOGSUMEXP, 0, 0} /* not by pairs */
+};
 
 #define TFM__REDUCE_PART ((int64_t)65536) /* elements of one output that one slot adds; more are cut into parts */
 #define TFM__REDUCE_COLUMNS 128           /* outputs side by side in a reduction over other axes than the last */
@@ -8545,7 +8709,7 @@ typedef struct tfm__reduction {
     int dtype;
     char *dst;
     int dst_dtype;
-    int64_t parts, part_rows; /* parts of an output: of part_rows rows, or of one row TFM__REDUCE_PART elements each */
+    int64_t parts, part_rows;    /* parts of an output: part_rows rows each; 0: TFM__REDUCE_PART elements of one row */
     double *part;                /* [output][part] when there is more than one */
     int64_t blocks;              /* column blocks */
     tfm__lanes lanes;
@@ -8832,18 +8996,12 @@ static int64_t tfm__argmax_row(const tfm__ranking *r, int64_t offset) {
     const int64_t size = tfm_dtype_size(r->dtype);
     float tile[TFM__PIECE], best = 0.0f;
     int64_t begin, i, found = 0;
-    if (!tfm__is_float(r->dtype)) {
-        for (i = 1; i < r->n; ++i) {
-            const int order = tfm__order_at(r->dtype, src, i * r->step, r->dtype, src, found * r->step);
-            if (order == TFM__GREATER) found = i;
-            if (order == TFM__UNORDERED) {
-                return tfm__value_at(r->dtype, src, found * r->step) == tfm__value_at(r->dtype, src, found * r->step)
-                           ? i
-                           : found;
-            }
-        }
-        return found;
+    for (i = 0; !tfm__is_float(r->dtype) && i < r->n; ++i) {
+        const double x = r->dtype == TFM_F64 ? ((const double *)(const void *)src)[i * r->step] : 0.0;
+        if (x != x) return i;
+        if (tfm__order_at(r->dtype, src, i * r->step, r->dtype, src, found * r->step) == TFM__GREATER) found = i;
     }
+    if (!tfm__is_float(r->dtype)) return found;
     for (begin = 0; begin < r->n; begin += TFM__PIECE) {
         const int64_t m = tfm__min64(r->n - begin, TFM__PIECE);
         const float *x = (const float *)(const void *)(src + begin * r->step * size);
@@ -9364,9 +9522,9 @@ TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p) {
 /* ------------------------------------------------------------------------------------------------------------------
  *  Products
  *
- *  Every output is one chain of fused multiply-adds over ascending k (the kernel's promise), so how a product is cut into
- *  blocks, what is packed and who computes what never shows in the bits. Operands are read where they lie, with any strides;
- *  what the kernel cannot read in place is packed block by block into scratch.
+ *  Every output is one chain of fused multiply-adds over ascending k (the kernel's promise), so how a product is cut
+ *  into blocks, what is packed and who computes what never shows in the bits. Operands are read where they lie, with
+ *  any strides; what the kernel cannot read in place is packed block by block into scratch.
  * ---------------------------------------------------------------------------------------------------------------- */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
@@ -9400,10 +9558,12 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 #define TFM__PACK_ROWS 25     /* A in rows is packed from so many rows on: strips save the kernel's page walks */
 #define TFM__PACK_COLS 128    /* ... if as many columns share the packing */
 
-#define TFM__PLAIN_DEPTH 128  /* rows of a plain B that few rows of A take at a time: each is on a page of its own, and the next
-                               * columns of it are read before the page is forgotten (1 x 4096 x 4096: 1.3 times faster) */
+/* Rows of a plain B that few rows of A take at a time. Each lies on a page of its own, and this way the next columns
+ * are read before the page is forgotten (1 x 4096 x 4096: 1.3 times faster than the whole depth at once). */
+#define TFM__PLAIN_DEPTH 128
 
-/* B can be read as it lies, up to column j1. Rows 16 apart mean whole panels to the kernel: it would read past a partial one. */
+/* B can be read as it lies, up to column j1. Rows 16 apart mean whole panels to the kernel: it would read past the end
+ * of a partial one. */
 static int tfm__product_in_place(const tfm__product *p, int64_t j1) {
     return p->b_panels || ((p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0));
 }
@@ -9446,8 +9606,8 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     const int packs_a = tfm__product_packs_a(k, p, r1 - r0, j1 - j0), in_place = tfm__product_in_place(p, j1);
     const int plain_bias = !p->bias || (p->bias_dtype == TFM_F32 && p->bias_step == 1);
     const int64_t step = !in_place ? TFM__PRODUCT_COLS : plain_bias ? j1 - j0 : TFM__PRODUCT_BIASES;
-    const int whole =
-        !packs_a && in_place && r1 - r0 <= k->tile_rows; /* one strip: nothing to keep in a cache for the next */
+    /* one strip of A: nothing of B is kept in a cache for the next */
+    const int whole = !packs_a && in_place && r1 - r0 <= k->tile_rows;
     const int64_t block_k = !whole ? k->block_k : p->b_panels ? tfm__max64(p->depth, 1) : TFM__PLAIN_DEPTH;
     tfm__gemm g;
     int64_t k0 = 0, j;
@@ -9508,7 +9668,7 @@ static void tfm__product_tile(const struct tfm__kernels *k, const tfm__product *
 
 /* Above so many rows B is packed once for all slots instead of once by each that needs it. */
 #define TFM__TEAM_BYTES ((int64_t)4 << 20)   /* of shared panels: they stay in the last-level cache */
-#define TFM__TEAM_DEPTH ((int64_t)1 << 15)   /* deeper than this, 32 columns would not fit: then each packs for itself */
+#define TFM__TEAM_DEPTH ((int64_t)1 << 15)   /* deeper: 32 columns would not fit, and each slot packs for itself */
 
 typedef struct tfm__product_job {
     tfm_ctx *c;
@@ -9644,8 +9804,8 @@ static int tfm__batch_run(tfm__op *o, tfm__batch *b) {
     return 1;
 }
 
-/* b->w holds the leading dims and, last, the rows (which do not move b): rows and leading dims that lie like one dim become the rows
- * of one product. */
+/* b->w holds the leading dims and, last, the rows (which do not move b): rows and leading dims that lie like one dim
+ * become the rows of one product. */
 static void tfm__batch_rows(tfm__batch *b) {
     tfm__walk *const w = &b->w;
     int last;
@@ -9660,8 +9820,8 @@ static void tfm__batch_rows(tfm__batch *b) {
     w->ndim = last;
 }
 
-/* The product on plain pointers with the threads of the context, not inside a task. In a dry run only its memory is counted.
- * 0: out of memory: leave with NULL. */
+/* The product on plain pointers with the threads of the context, not inside a task. In a dry run only its memory is
+ * counted. 0: out of memory: leave with NULL. */
 TFM__UNUSED static int tfm__product_run(tfm__op *o, const tfm__product *p) {
     tfm__batch b;
     b.c = o->c;

@@ -459,6 +459,26 @@ Test(transformer, every_failing_allocation_is_an_error_and_no_leak) {
     cr_assert(each_end_of_memory(forward_small) > 20);
 }
 
+/* A (length, batch, size) tensor seen batch first: read where it lies. */
+Test(transformer, inputs_of_any_strides) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_transformer_config g = small(TFM_ENCODER_ONLY, TFM_POSITION_SINUSOIDAL);
+    tfm_transformer t;
+    tfm_tensor *x = tfm_transpose(c, some(c, TFM_SHAPE(5, 2, 24), 1), 0, 1), *ids = tfm_transpose(c, some_ids(c, 5, 2, 30, 2), 0, 1);
+    g.source_vocab = 0;
+    assert_ok(c, tfm_transformer_init(c, p, "vectors", &g, &t));
+    assert_same_values(c, tfm_transformer_forward(c, &t, x, NULL, NULL), tfm_transformer_forward(c, &t, tfm_clone(c, x), NULL, NULL));
+    g.position = TFM_POSITION_NONE;
+    assert_ok(c, tfm_transformer_init(c, p, "plain", &g, &t));
+    assert_same_values(c, tfm_transformer_forward(c, &t, x, NULL, NULL), tfm_transformer_forward(c, &t, tfm_clone(c, x), NULL, NULL));
+    g.source_vocab = 30;
+    assert_ok(c, tfm_transformer_init(c, p, "ids", &g, &t));
+    assert_same_values(c, tfm_transformer_forward(c, &t, ids, NULL, NULL), tfm_transformer_forward(c, &t, tfm_clone(c, ids), NULL, NULL));
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
 #if !defined(_WIN32) && !defined(TFM_NO_THREADS)
 #include <pthread.h>
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs into an empty root, and builds a program the way an installed header is used.
 set -eu
+unset MAKEFLAGS MFLAGS
 root=$PWD/build/install
 rm -rf "$root"
 make --no-print-directory install DESTDIR="$root" PREFIX=/usr >/dev/null

@@ -18,12 +18,12 @@ for isa in $isas; do
         -e 's/.*Synthesis: Tested: .*Passing: [^0-9]*\([0-9]*\).*Failing: [^0-9]*\([0-9]*\).*Crashing: [^0-9]*\([0-9]*\).*/\1 \2 \3 0/p' \
         -e 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 0 \3/p' | tail -n 1)
     p=$(echo "${line:-0 0 0 0}" | cut -d' ' -f1)
-    f=$(echo "${line:-0 0 0 0}" | awk '{ print $2 > $3 ? $2 : $3 }') # a crash counts as a failure already
+    f=$(echo "${line:-0 0 0 0}" | awk '{ print ($2 > $3) ? $2 : $3 }') # a crash counts as a failure already
     s=$(echo "${line:-0 0 0 0}" | cut -d' ' -f4)
-    [ "$s" != 0 ] || s=$(grep -c "^\[SKIP\]" "$log-$isa.txt") # Criterion names them, but does not count them
+    [ "$s" != 0 ] || s=$(grep -ac "^\[SKIP\]" "$log-$isa.txt") # Criterion names them, but does not count them
     if [ $status -ne 0 ] && [ "$f" = 0 ]; then f=1; fi
     if [ $((p + f + s)) -eq 0 ]; then f=1; fi
-    [ "$f" = 0 ] || { grep -v "^\[RUN \]\|^\[PASS\]" "$log-$isa.txt"; echo "($label on $isa: exit status $status)"; }
+    [ "$f" = 0 ] || { grep -av "^\[RUN \]\|^\[PASS\]" "$log-$isa.txt"; echo "($label on $isa: exit status $status)"; }
     echo "  $label on $isa: $p passed, $f failed, $s skipped"
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
