@@ -1287,7 +1287,7 @@ extern int clock_gettime(int clock, struct timespec *now);
 #define TFM__CLOCK_GETTIME clock_gettime
 #endif
 
-/* --- sanitizer: memory that nothing may touch now ----------------------------------------------------------------- */
+/* -- sanitizer: memory that nothing may touch now ------------------------------------------------------------------ */
 
 #if TFM__ASAN
 #ifdef __cplusplus
@@ -1311,7 +1311,7 @@ TFM__INLINE void tfm__unpoison(const void *p, int64_t bytes) {
 }
 #endif
 
-/* --- checked sizes ------------------------------------------------------------------------------------------------ */
+/* -- checked sizes ------------------------------------------------------------------------------------------------- */
 
 /* *r = a * b. 1: done; 0: an operand is negative or the product does not fit. */
 TFM__INLINE int tfm__mul(int64_t a, int64_t b, int64_t *r) {
@@ -1334,7 +1334,7 @@ TFM__INLINE int64_t tfm__max64(int64_t a, int64_t b) { return a > b ? a : b; }
 TFM__INLINE int64_t tfm__ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 TFM__INLINE int64_t tfm__round_up(int64_t a, int64_t b) { return tfm__ceil_div(a, b) * b; }
 
-/* --- atomics on int64_t, all sequentially consistent: they stand in hand-overs, never in loops over data ---------- */
+/* -- atomics on int64_t, all sequentially consistent: they stand in hand-overs, never in loops over data ----------- */
 
 #if !TFM__ATOMICS
 TFM__INLINE int64_t tfm__atomic_load(const int64_t *p) { return *(const volatile int64_t *)p; }
@@ -1387,7 +1387,7 @@ TFM__INLINE int tfm__atomic_cas(int64_t *p, int64_t expected, int64_t desired) {
 }
 #endif
 
-/* --- time and threads --------------------------------------------------------------------------------------------- */
+/* -- time and threads ---------------------------------------------------------------------------------------------- */
 
 /* Seconds of a clock that never goes back. */
 TFM__UNUSED static double tfm__now(void) {
@@ -1466,7 +1466,7 @@ TFM__UNUSED static void tfm__fp_set(uint64_t mode) {
 #endif
 }
 
-/* --- bits of floats ----------------------------------------------------------------------------------------------- */
+/* -- bits of floats ------------------------------------------------------------------------------------------------ */
 
 TFM__INLINE uint32_t tfm__float_bits(float x) {
     uint32_t bits;
@@ -1628,7 +1628,7 @@ struct tfm_ctx {
     char *scratch;                  /* threads x TFM__SCRATCH_BYTES */
 };
 
-/* --- text in a fixed buffer --------------------------------------------------------------------------------------- */
+/* -- text in a fixed buffer ---------------------------------------------------------------------------------------- */
 
 /* vsnprintf that always terminates and returns what the buffer holds. */
 static int64_t tfm__vformat(char *buffer, int64_t size, const char *format, va_list list) {
@@ -1658,7 +1658,7 @@ TFM__UNUSED static int64_t tfm__append(char *buffer, int64_t size, int64_t lengt
     return length;
 }
 
-/* --- hooks and the sticky error ----------------------------------------------------------------------------------- */
+/* -- hooks and the sticky error ------------------------------------------------------------------------------------ */
 
 TFM__PRINTF(3, 4)
 TFM__UNUSED static void tfm__log(tfm_ctx *c, int level, const char *format, ...) {
@@ -1733,7 +1733,7 @@ TFM__UNUSED static void tfm__release(tfm_ctx *c) {
     if (--c->depth == 0) tfm__atomic_store(&c->owner, 0);
 }
 
-/* --- blocks ------------------------------------------------------------------------------------------------------- */
+/* -- blocks -------------------------------------------------------------------------------------------------------- */
 
 /* Stands in front of every piece that came from an allocator. */
 typedef struct tfm__block {
@@ -1849,7 +1849,7 @@ TFM__UNUSED static void *tfm__alloc_shared(tfm_ctx *c, int64_t bytes, int data) 
     return p;
 }
 
-/* --- arena -------------------------------------------------------------------------------------------------------- */
+/* -- arena --------------------------------------------------------------------------------------------------------- */
 
 /* Where made-up addresses start: no machine maps them, and no tensor's end wraps around. */
 #if UINTPTR_MAX > 0xffffffffu
@@ -1947,7 +1947,7 @@ static void tfm__arena_poison(const tfm_ctx *c, int first, int last) {
     }
 }
 
-/* --- tensor headers ----------------------------------------------------------------------------------------------- */
+/* -- tensor headers ------------------------------------------------------------------------------------------------ */
 
 static int tfm__headers_grow(tfm_ctx *c) {
     tfm__headers *h = &c->headers;
@@ -2002,7 +2002,7 @@ static void tfm__header_kill(tfm__headers *h, tfm_tensor *t) {
 
 static int64_t tfm__top_serial(const tfm_ctx *c) { return c->headers.top ? c->headers.top->serial : 0; }
 
-/* --- marks -------------------------------------------------------------------------------------------------------- */
+/* -- marks --------------------------------------------------------------------------------------------------------- */
 
 enum { TFM__MARK_CHUNK, TFM__MARK_OFFSET, TFM__MARK_TAG, TFM__MARK_SERIAL };
 
@@ -2181,7 +2181,7 @@ TFM__UNUSED static tfm_tensor *tfm__keep(tfm_ctx *c, tfm_marker mark, tfm_tensor
     return tfm__keep_all(c, mark, &t, 1) ? t : NULL;
 }
 
-/* --- growing text in the arena ------------------------------------------------------------------------------------ */
+/* -- growing text in the arena ------------------------------------------------------------------------------------- */
 
 typedef struct tfm__text {  /* zero it and set c; s is NULL as long as nothing was added or memory is out */
     tfm_ctx *c;
@@ -2229,7 +2229,7 @@ TFM__UNUSED static void tfm__text_add(tfm__text *t, const char *format, ...) {
     }
 }
 
-/* --- random numbers ----------------------------------------------------------------------------------------------- */
+/* -- random numbers ------------------------------------------------------------------------------------------------ */
 
 /* Philox 4x32-10: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Each (seed, stream,
  * counter) has its own four words: no state, so neither threads nor the order of calls matter. */
@@ -2736,7 +2736,7 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
     return (float)r;
 }
 
-/* --- the passes --------------------------------------------------------------------------------------------------- */
+/* -- the passes ---------------------------------------------------------------------------------------------------- */
 
 #if defined(__has_include)
 #if !__has_include(TFM_SELF)
@@ -4999,7 +4999,7 @@ TFM__UNUSED static int tfm__isa_choose(const char *name, uint32_t usable) {
 #define TFM__WORK_PER_SLOT 40000.0
 #define TFM__STACK_BYTES (2 << 20)
 
-/* --- how many threads --------------------------------------------------------------------------------------------- */
+/* -- how many threads ---------------------------------------------------------------------------------------------- */
 
 #if TFM__LINUX && TFM__THREADS
 #define TFM__CPUS 4096
@@ -5145,7 +5145,7 @@ static int tfm__default_threads(int *cpus) {
 #endif
 }
 
-/* --- the pool ----------------------------------------------------------------------------------------------------- */
+/* -- the pool ------------------------------------------------------------------------------------------------------ */
 
 /* Runs [begin, end) of the items; slot names the scratch and is at most the number of threads - 1. */
 typedef void (*tfm__task)(void *arg, int64_t begin, int64_t end, int slot);
@@ -5446,7 +5446,7 @@ static void tfm__pool_destroy(tfm_ctx *c) {
     tfm__give(c, p);
 }
 
-/* --- spreading work ----------------------------------------------------------------------------------------------- */
+/* -- spreading work ------------------------------------------------------------------------------------------------ */
 
 /* TFM__SCRATCH_BYTES of the slot's own, 64-byte aligned, not initialised. */
 TFM__UNUSED static void *tfm__scratch(const tfm_ctx *c, int slot) {
@@ -5508,13 +5508,15 @@ TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, doubl
 #endif /* chapter 6 */
 
 /* ==================================================================================================================
- *  6b  CONTEXT
+ *  7  TENSORS
  *
- *  The life of a context and what can be asked of it: errors, marks, memory, dry runs, the profile.
+ *  First the life of a context and what can be asked of it: errors, marks, memory, dry runs, the profile. Then dtypes,
+ *  elements, shapes, tensor headers, text: all of it below the ops, nothing is checked for its owner, recorded or
+ *  profiled. The public functions that make or read tensors stand in chapter 8, where tfm__enter is.
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
-/* --- making and destroying ---------------------------------------------------------------------------------------- */
+/* -- making and destroying ----------------------------------------------------------------------------------------- */
 
 /* Options that no context can work with, and the instruction set. Sets the error. */
 static void tfm__ctx_check(tfm_ctx *c, const char *isa) {
@@ -5522,12 +5524,21 @@ static void tfm__ctx_check(tfm_ctx *c, const char *isa) {
                                        "does not run on this machine"};
     const tfm_options *o = &c->options;
     const char *name = isa ? isa : getenv("TFM_ISA");
-    int choice = tfm__isa_choose(name, tfm__isa_usable());
+    const uint32_t usable = tfm__isa_usable();
+    const int choice = tfm__isa_choose(name, usable);
     c->isa = choice < 0 ? TFM_ISA_SCALAR : choice;
     c->k = tfm__kernels_for(c->isa);
     if (choice < 0) {
-        tfm__fail(c, choice == TFM__ISA_UNKNOWN ? TFM_INVALID : TFM_UNSUPPORTED, "tfm_create: %s \"%s\" %s",
-                  isa ? "isa" : "environment TFM_ISA", name, why[-1 - choice]);
+        char list[64] = "";
+        int i;
+        for (i = 0; i < TFM_ISA_COUNT; i++) {
+            if (!(usable >> i & 1u)) continue;
+            if (list[0]) strcat(list, ", ");
+            strcat(list, tfm__isa_name(i));
+        }
+        tfm__fail(c, choice == TFM__ISA_UNKNOWN ? TFM_INVALID : TFM_UNSUPPORTED,
+                  "tfm_create: %s \"%.40s\" %s; here: %s", isa ? "isa" : "environment TFM_ISA", name, why[-1 - choice],
+                  list);
     }
     if (o->threads < 0 || o->threads > TFM__MAX_THREADS) {
         tfm__fail(c, TFM_INVALID, "tfm_create: threads is %d, not 0 to %d", o->threads, TFM__MAX_THREADS);
@@ -5621,7 +5632,7 @@ TFM_API void tfm_destroy(tfm_ctx *c) {
     tfm__ctx_free(c);
 }
 
-/* --- errors and questions ----------------------------------------------------------------------------------------- */
+/* -- errors and questions ------------------------------------------------------------------------------------------ */
 
 TFM_API const char *tfm_error(const tfm_ctx *c) {
     if (!c) return "out of memory";
@@ -5667,7 +5678,7 @@ TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed) {
     tfm__release(c);
 }
 
-/* --- marks -------------------------------------------------------------------------------------------------------- */
+/* -- marks --------------------------------------------------------------------------------------------------------- */
 
 TFM_API tfm_marker tfm_mark(tfm_ctx *c) {
     tfm_marker mark;
@@ -5694,7 +5705,7 @@ TFM_API tfm_tensor *tfm_keep(tfm_ctx *c, tfm_marker mark, tfm_tensor *t) {
     return good ? t : NULL;
 }
 
-/* --- memory ------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
 static tfm_memory tfm__memory(const tfm__arena *a, const tfm__account *account) {
     tfm_memory m;
@@ -5774,7 +5785,7 @@ TFM_API tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out) {
     return status;
 }
 
-/* --- profile ------------------------------------------------------------------------------------------------------ */
+/* -- profile ------------------------------------------------------------------------------------------------------- */
 
 static int tfm__profile_same(const tfm_profile_row *row, const char *op, int ndim, const int64_t *shape) {
     int i;
@@ -5890,12 +5901,6 @@ TFM_API const char *tfm_profile(tfm_ctx *c) {
 }
 #endif /* the context */
 
-/* ==================================================================================================================
- *  7  TENSORS
- *
- *  dtypes, elements, shapes, tensor headers, text. Everything here is below the ops: nothing is checked for its owner,
- *  recorded or profiled. The public functions on a context stand in chapter 8, where tfm__enter is.
- * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- dtypes -------------------------------------------------------------------------------------------------------- */
@@ -12650,7 +12655,7 @@ TFM_API const char *tfm_heatmap_text(tfm_ctx *c, const tfm_tensor *weights, cons
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
-/* ---- Parameters -------------------------------------------------------------------------------------------------- */
+/* -- Parameters ---------------------------------------------------------------------------------------------------- */
 
 typedef struct tfm__param {
     tfm_tensor tensor; /* first: the tensor that callers hold is the record itself */
@@ -13219,7 +13224,7 @@ TFM_API tfm_status tfm_params_cast(tfm_ctx *c, tfm_params *p, int dtype) {
     return tfm__end(c);
 }
 
-/* ---- How layers make their parameters ---------------------------------------------------------------------------- */
+/* -- How layers make their parameters ------------------------------------------------------------------------------ */
 
 typedef struct tfm__maker {
     tfm_ctx *c;
@@ -13318,7 +13323,7 @@ static tfm_tensor *tfm__make(const tfm__maker *m, const char *prefix, const char
 
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
-/* ---- Positions --------------------------------------------------------------------------------------------------- */
+/* -- Positions ----------------------------------------------------------------------------------------------------- */
 
 /* Which position each (b, l) stands at: start + l, starts[b] + l, or what positions says. Tables are made per place, so
  * `batch` is 1 when all batch rows stand at the same ones. */
@@ -13429,7 +13434,7 @@ TFM_API tfm_tensor *tfm_sinusoidal(tfm_ctx *c, int kind, int64_t start, int64_t 
     return tfm__sinusoidal_at(c, kind, &places, d_model);
 }
 
-/* ---- Rotary positions (Su et al. 2021) --------------------------------------------------------------------------- */
+/* -- Rotary positions (Su et al. 2021) ----------------------------------------------------------------------------- */
 
 /* What is wrong with a rope for heads of this size; NULL: nothing. */
 static const char *tfm__rope_fault(const tfm_rope *r, int64_t head_size) {
@@ -13698,7 +13703,7 @@ TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_
 
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
-/* ---- Scratch of a layer ------------------------------------------------------------------------------------------ */
+/* -- Scratch of a layer -------------------------------------------------------------------------------------------- */
 
 /* Between open and close a layer may make what it likes: close gives it back and keeps the results. With a tape alive
  * nothing is given back: the backward pass needs it. */
@@ -13789,7 +13794,7 @@ static int tfm__forward_begin(tfm_ctx *c, const char *who, const void *layer, co
     return 0;
 }
 
-/* ---- Linear, embedding, norm ------------------------------------------------------------------------------------- */
+/* -- Linear, embedding, norm --------------------------------------------------------------------------------------- */
 
 /* nn.Linear: kaiming_uniform with a = sqrt(5), which is U(-1/sqrt(in), 1/sqrt(in)), for weight and bias alike. */
 static int tfm__linear_make(const tfm__maker *m, const char *prefix, int64_t in, int64_t out, int bias, int zero_bias,
@@ -13955,7 +13960,7 @@ TFM_API tfm_tensor *tfm_norm_forward(tfm_ctx *c, const tfm_norm_layer *layer, co
     return y;
 }
 
-/* ---- Feed-forward ------------------------------------------------------------------------------------------------ */
+/* -- Feed-forward -------------------------------------------------------------------------------------------------- */
 
 static int tfm__feed_forward_ok(tfm_ctx *c, const char *who, const tfm_feed_forward_config *config) {
     if (!tfm__positive(c, who, "d_model", config->d_model) || !tfm__positive(c, who, "d_ff", config->d_ff)) return 0;
@@ -14010,7 +14015,7 @@ TFM_API tfm_tensor *tfm_feed_forward_forward(tfm_ctx *c, const tfm_feed_forward 
     return y;
 }
 
-/* ---- Multi-head attention ---------------------------------------------------------------------------------------- */
+/* -- Multi-head attention ------------------------------------------------------------------------------------------ */
 
 /* Fills the defaults of *config in place; 0: it cannot be, the error says why. */
 static int tfm__mha_ok(tfm_ctx *c, const char *who, tfm_mha_config *config) {
@@ -14321,7 +14326,7 @@ TFM_API tfm_status tfm_mha_memory(tfm_ctx *c, const tfm_mha *layer, const tfm_te
     return tfm__end(c);
 }
 
-/* ---- Encoder and decoder layers ---------------------------------------------------------------------------------- */
+/* -- Encoder and decoder layers ------------------------------------------------------------------------------------ */
 
 static tfm_mha_config tfm__block_mha(const tfm_block_config *config, int rotary) {
     tfm_mha_config g;
@@ -14553,7 +14558,7 @@ TFM_API tfm_tensor *tfm_decoder_layer_forward(tfm_ctx *c, const tfm_decoder_laye
     return y;
 }
 
-/* ---- Stacks ------------------------------------------------------------------------------------------------------ */
+/* -- Stacks -------------------------------------------------------------------------------------------------------- */
 
 /* "prefix.layers.i" */
 static int tfm__layer_path(tfm_ctx *c, char *path, const char *prefix, int64_t i) {
@@ -14709,7 +14714,7 @@ TFM_API tfm_status tfm_decoder_memory(tfm_ctx *c, const tfm_decoder *stack, cons
 
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
-/* ---- The whole Transformer --------------------------------------------------------------------------------------- */
+/* -- The whole Transformer ----------------------------------------------------------------------------------------- */
 
 /* A number of a config that may not be negative; 0 takes `otherwise`. */
 static int tfm__config_number(tfm_ctx *c, const char *who, const char *name, int64_t *value, int64_t otherwise) {
@@ -15129,7 +15134,7 @@ TFM_API tfm_tensor *tfm_transformer_decode(tfm_ctx *c, const tfm_transformer *mo
     return y;
 }
 
-/* ---- For sessions ------------------------------------------------------------------------------------------------ */
+/* -- For sessions -------------------------------------------------------------------------------------------------- */
 
 /* Layers of the stack that generates; 0: this model cannot. */
 static TFM__UNUSED int64_t tfm__transformer_layers(const tfm_transformer *t) {
@@ -15214,7 +15219,7 @@ static TFM__UNUSED tfm_tensor *tfm__pick_rows(tfm_ctx *c, const tfm_tensor *x, c
     return y;
 }
 
-/* ---- How much memory --------------------------------------------------------------------------------------------- */
+/* -- How much memory ----------------------------------------------------------------------------------------------- */
 
 /* An input of the model for a dry run. */
 static tfm_tensor *tfm__side_dummy(tfm_ctx *c, const tfm_transformer *t, int target, int64_t batch, int64_t length) {
@@ -15270,7 +15275,7 @@ TFM_API tfm_status tfm_transformer_measure(tfm_ctx *c, const tfm_transformer_con
     return tfm__end(c);
 }
 
-/* ---- Heads ------------------------------------------------------------------------------------------------------- */
+/* -- Heads --------------------------------------------------------------------------------------------------------- */
 
 /* What pooling needs of lengths, for x (B, L, d): where the padding is (B, L, 1), how many are real (B, 1), the last
  * one's place (B, 1, 1), which rows are empty (B, 1). */
@@ -15401,9 +15406,10 @@ TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *hea
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
-/* --- for this chapter and those below --------------------------------------------------------------------------------- */
+/* -- for this chapter and those below ------------------------------------------------------------------------------ */
 
-/* Brackets a verb or expression that takes a context: other than TFM_OK, it must do nothing (for an expression: give NULL). */
+/* Brackets a verb or expression that takes a context: other than TFM_OK, it must do nothing (for an expression: give
+ * NULL). */
 static TFM__UNUSED tfm_status tfm__verb_begin(tfm_ctx *c) {
     tfm_status status;
     if (!c) return TFM_INVALID;
@@ -15436,8 +15442,8 @@ static TFM__UNUSED void tfm__sift(int64_t *index, int64_t root, int64_t n, tfm__
     }
 }
 
-/* Sorts numbers by what they stand for, ascending. Heap sort: no memory (qsort may take some, not from our allocator), and no input
- * makes it slow. Equal elements come out in any order: give every pair an order. */
+/* Sorts numbers by what they stand for, ascending. Heap sort: no memory (qsort may take some, not from our
+ * allocator), and no input makes it slow. Equal elements come out in any order: give every pair an order. */
 static TFM__UNUSED void tfm__sort(int64_t *index, int64_t n, tfm__less less, const void *user) {
     int64_t i, kept;
     for (i = n / 2 - 1; i >= 0; i--) tfm__sift(index, i, n, less, user);
@@ -15451,7 +15457,7 @@ static TFM__UNUSED void tfm__sort(int64_t *index, int64_t n, tfm__less less, con
 
 #if !defined(TFM_NO_GENERATION)
 
-/* --- sessions --------------------------------------------------------------------------------------------------------- */
+/* -- sessions ------------------------------------------------------------------------------------------------------ */
 
 struct tfm_session {
     tfm_allocator allocator;
@@ -15501,17 +15507,19 @@ TFM_API tfm_session *tfm_session_create(tfm_ctx *c, const tfm_transformer *model
     if (options) o = *options;
     if (!o.batch) o.batch = 1;
     if (!model || !tfm__transformer_layers(model)) {
-        tfm__fail(c, TFM_INVALID, "tfm_session_create: %s", model ? "an encoder-only model does not generate" : "model is NULL");
+        tfm__fail(c, TFM_INVALID, "tfm_session_create: %s",
+                  model ? "an encoder-only model does not generate" : "model is NULL");
     } else if (o.batch < 1 || o.capacity < 0 || o.source_capacity < 0) {
-        tfm__fail(c, TFM_INVALID, "tfm_session_create: batch %lld, capacity %lld or source_capacity %lld is negative", (long long)o.batch,
-                  (long long)o.capacity, (long long)o.source_capacity);
+        tfm__fail(c, TFM_INVALID, "tfm_session_create: batch %lld, capacity %lld or source_capacity %lld is negative",
+                  (long long)o.batch, (long long)o.capacity, (long long)o.source_capacity);
     } else {
         s = tfm__session_new(c, model, o.batch);
     }
     if (s) {
         s->capacity = o.capacity ? o.capacity : model->config.max_length;
         s->source_capacity = o.source_capacity ? o.source_capacity : s->capacity;
-        tfm__transformer_caches(&model->config, s->batch, s->capacity, s->source_capacity, o.cache_dtype, &self, &cross);
+        tfm__transformer_caches(&model->config, s->batch, s->capacity, s->source_capacity, o.cache_dtype, &self,
+                                &cross);
         s->self = tfm_cache_create(c, &self);
         if (cross.layers) s->cross = tfm_cache_create(c, &cross);
         if (!s->self || (cross.layers && !s->cross)) {
@@ -15530,7 +15538,9 @@ TFM_API void tfm_session_reset(tfm_session *s) {
     s->encoded = 0;
 }
 
-TFM_API int64_t tfm_session_length(const tfm_session *s, int64_t row) { return s && row >= 0 && row < s->batch ? tfm_cache_length(s->self, 0, row) : 0; }
+TFM_API int64_t tfm_session_length(const tfm_session *s, int64_t row) {
+    return s && row >= 0 && row < s->batch ? tfm_cache_length(s->self, 0, row) : 0;
+}
 
 /* The error of a session that is NULL. */
 static int tfm__session_given(tfm_ctx *c, const char *who, const tfm_session *s) {
@@ -15548,7 +15558,8 @@ TFM_API tfm_status tfm_session_truncate(tfm_ctx *c, tfm_session *s, int64_t row,
 TFM_API tfm_status tfm_session_reorder(tfm_ctx *c, tfm_session *s, const int64_t *rows, int64_t count) {
     const tfm_status busy = tfm__verb_begin(c);
     if (busy) return busy;
-    if (tfm__session_given(c, "tfm_session_reorder", s) && tfm_cache_reorder(c, s->self, rows, count) == TFM_OK && s->cross)
+    if (tfm__session_given(c, "tfm_session_reorder", s) && tfm_cache_reorder(c, s->self, rows, count) == TFM_OK
+        && s->cross)
         tfm__ignore(tfm_cache_reorder(c, s->cross, rows, count));
     return tfm__verb_end(c);
 }
@@ -15557,7 +15568,8 @@ TFM_API tfm_session *tfm_session_fork(tfm_ctx *c, const tfm_session *s, const in
     tfm_session *f = NULL;
     if (tfm__verb_begin(c)) return NULL;
     if (!tfm__session_given(c, "tfm_session_fork", s)) f = NULL;
-    else if (count < 1 || !rows) tfm__fail(c, TFM_INVALID, "tfm_session_fork: rows is NULL or count (%lld) not positive", (long long)count);
+    else if (count < 1 || !rows)
+        tfm__fail(c, TFM_INVALID, "tfm_session_fork: rows is NULL or count (%lld) not positive", (long long)count);
     else f = tfm__session_new(c, &s->model, count);
     if (f) {
         f->capacity = s->capacity;
@@ -15586,10 +15598,12 @@ TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tens
     if (!tfm__session_given(c, "tfm_session_encode", s)) return tfm__verb_end(c);
     if (!s->cross) {
         tfm__fail(c, TFM_INVALID, "tfm_session_encode: a decoder-only model has no source");
-    } else if (!tfm__alive(source) || source->ndim < 2 || source->shape[0] != s->batch || source->shape[1] > s->source_capacity) {
+    } else if (!tfm__alive(source) || source->ndim < 2 || source->shape[0] != s->batch
+               || source->shape[1] > s->source_capacity) {
         char text[128];
-        tfm__fail(c, TFM_INVALID, "tfm_session_encode: source is %s; the session takes (%lld, up to %lld)", tfm__tensor_text(text, (int64_t)sizeof text, source),
-                  (long long)s->batch, (long long)s->source_capacity);
+        tfm__fail(c, TFM_INVALID, "tfm_session_encode: source is %s; the session takes (%lld, up to %lld)",
+                  tfm__tensor_text(text, (int64_t)sizeof text, source), (long long)s->batch,
+                  (long long)s->source_capacity);
     } else {
         tfm_session_reset(s);
         memory = tfm_transformer_encode(c, &s->model, source, &o);
@@ -15600,18 +15614,22 @@ TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tens
     return tfm__verb_end(c);
 }
 
-/* Checks ids and counts of a feed and gives the counts as i64 (B); NULL with the error set. s->before and s->index are filled. */
+/* Checks ids and counts of a feed and gives the counts as i64 (B); NULL with the error set. s->before and s->index
+ * are filled. */
 static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts) {
     char text[128];
     tfm_tensor *all;
     int64_t b;
     if (!tfm__alive(ids) || ids->ndim < 2 || ids->shape[0] != s->batch) {
-        tfm__fail(c, TFM_INVALID, "tfm_session_feed: ids is %s; the session takes (%lld, L)", tfm__tensor_text(text, (int64_t)sizeof text, ids), (long long)s->batch);
+        tfm__fail(c, TFM_INVALID, "tfm_session_feed: ids is %s; the session takes (%lld, L)",
+                  tfm__tensor_text(text, (int64_t)sizeof text, ids), (long long)s->batch);
         return NULL;
     }
-    if (counts && (!tfm__alive(counts) || counts->ndim != 1 || counts->shape[0] != s->batch || !tfm__is_index(counts->dtype))) {
-        tfm__fail(c, TFM_INVALID, "tfm_session_feed: counts is %s, expected i64 or i32 (%lld)", tfm__tensor_text(text, (int64_t)sizeof text, counts),
-                  (long long)s->batch);
+    if (counts
+        && (!tfm__alive(counts) || counts->ndim != 1 || counts->shape[0] != s->batch
+            || !tfm__is_index(counts->dtype))) {
+        tfm__fail(c, TFM_INVALID, "tfm_session_feed: counts is %s, expected i64 or i32 (%lld)",
+                  tfm__tensor_text(text, (int64_t)sizeof text, counts), (long long)s->batch);
         return NULL;
     }
     if (s->cross && !s->encoded) {
@@ -15620,16 +15638,18 @@ static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor
     }
     all = tfm__tensor(c, TFM_I64, 1, &s->batch);
     for (b = 0; all && b < s->batch; b++) {
-        const int64_t n = counts && !c->dry ? tfm__id_at(counts->dtype, counts->data, b * counts->stride[0]) : ids->shape[1];
+        const int64_t n =
+            counts && !c->dry ? tfm__id_at(counts->dtype, counts->data, b * counts->stride[0]) : ids->shape[1];
         s->before[b] = tfm_session_length(s, b);
         s->index[b] = n - 1;
         if (n < 0 || n > ids->shape[1]) {
-            tfm__fail(c, TFM_INVALID, "tfm_session_feed: counts[%lld] is %lld, expected 0 to %lld", (long long)b, (long long)n, (long long)ids->shape[1]);
+            tfm__fail(c, TFM_INVALID, "tfm_session_feed: counts[%lld] is %lld, expected 0 to %lld", (long long)b,
+                      (long long)n, (long long)ids->shape[1]);
             return NULL;
         }
         if (n > s->capacity - s->before[b]) {
-            tfm__fail(c, TFM_INVALID, "tfm_session_feed: row %lld holds %lld of %lld positions: %lld more do not fit", (long long)b, (long long)s->before[b],
-                      (long long)s->capacity, (long long)n);
+            tfm__fail(c, TFM_INVALID, "tfm_session_feed: row %lld holds %lld of %lld positions: %lld more do not fit",
+                      (long long)b, (long long)s->before[b], (long long)s->capacity, (long long)n);
             return NULL;
         }
         if (!c->dry) ((int64_t *)all->data)[b] = n;
@@ -15641,16 +15661,19 @@ static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor
 static void tfm__feed_undo(tfm_session *s) {
     int64_t layer, b;
     for (layer = 0; layer < s->self->layers; layer++)
-        for (b = 0; b < s->batch; b++) s->self->length[layer * s->batch + b] = tfm__min64(s->self->length[layer * s->batch + b], s->before[b]);
+        for (b = 0; b < s->batch; b++)
+            s->self->length[layer * s->batch + b] = tfm__min64(s->self->length[layer * s->batch + b], s->before[b]);
 }
 
-/* Zeros for the logits of ids that are not there: rows (B * per_row, outputs), of which the first counts[b] of each b are real. */
+/* Zeros for the logits of ids that are not there: rows (B * per_row, outputs), of which the first counts[b] of each
+ * b are real. */
 static void tfm__feed_clear(const tfm_ctx *c, tfm_tensor *logits, const tfm_session *s, int64_t per_row, int whole) {
     const int64_t n = logits->shape[logits->ndim - 1];
     int64_t b, i;
     for (b = 0; b < s->batch && !c->dry; b++)
         for (i = whole ? s->index[b] + 1 : 0; i < per_row; i++)
-            if (whole || s->index[b] < 0) memset((float *)logits->data + (b * per_row + i) * n, 0, (size_t)n * sizeof(float));
+            if (whole || s->index[b] < 0)
+                memset((float *)logits->data + (b * per_row + i) * n, 0, (size_t)n * sizeof(float));
 }
 
 static tfm_tensor *tfm__feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts, int whole) {
@@ -15675,13 +15698,15 @@ static tfm_tensor *tfm__feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, 
     return x;
 }
 
-TFM_API tfm_tensor *tfm_session_feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts) { return tfm__feed(c, s, ids, counts, 0); }
+TFM_API tfm_tensor *tfm_session_feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts) {
+    return tfm__feed(c, s, ids, counts, 0);
+}
 
 TFM_API tfm_tensor *tfm_session_feed_all(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts) {
     return tfm__feed(c, s, ids, counts, 1);
 }
 
-/* --- the next id ------------------------------------------------------------------------------------------------------ */
+/* -- the next id --------------------------------------------------------------------------------------------------- */
 
 #define TFM__SAMPLE_STREAM 0x53414D504C450000u /* keeps draws apart from tfm_randn's of the same seed */
 
@@ -15733,7 +15758,8 @@ static int tfm__ids_in(tfm_ctx *c, const char *what, const int64_t *ids, int64_t
     }
     for (i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= vocab) {
-            tfm__fail(c, TFM_INVALID, "%s[%lld] is %lld, expected 0 to %lld", what, (long long)i, (long long)ids[i], (long long)vocab - 1);
+            tfm__fail(c, TFM_INVALID, "%s[%lld] is %lld, expected 0 to %lld", what, (long long)i, (long long)ids[i],
+                      (long long)vocab - 1);
             return 0;
         }
     return 1;
@@ -15778,8 +15804,8 @@ static int tfm__score_less(const void *user, int64_t a, int64_t b) {
     return x[a] < x[b] || (x[a] == x[b] && a > b);
 }
 
-/* Draws from softmax(scores / temperature) cut by top-k, top-p and min-p. Candidates leave a heap in descending order only as far as the
- * cuts need them. -1: there is none. */
+/* Draws from softmax(scores / temperature) cut by top-k, top-p and min-p. Candidates leave a heap in descending
+ * order only as far as the cuts need them. -1: there is none. */
 static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
     const double heat = (double)s->temperature;
     const int64_t most = s->top_k ? tfm__min64(s->top_k, h->vocab) : h->vocab;
@@ -15807,7 +15833,8 @@ static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
             for (i = 0; i < kept; i++) mass += exp(((double)h->scores[h->order[count - 1 - i]] - top) / heat);
         for (i = 0; i < kept; i++) {
             const double weight = exp(((double)h->scores[h->order[count - 1 - i]] - top) / heat);
-            if (i && ((s->top_p > 0 && s->top_p < 1 && sum >= (double)s->top_p * mass) || weight < (double)s->min_p)) break;
+            if (i && ((s->top_p > 0 && s->top_p < 1 && sum >= (double)s->top_p * mass) || weight < (double)s->min_p))
+                break;
             sum += weight;
         }
         kept = i;
@@ -15826,7 +15853,8 @@ static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
 }
 
 /* The next id after ids[0, count) by logits (vocab); 0: the error is set. */
-static int tfm__pick_id(tfm_ctx *c, tfm__chooser *h, const float *logits, const tfm_sampling *s, const int64_t *ids, int64_t count, int64_t *id, float *log_probability) {
+static int tfm__pick_id(tfm_ctx *c, tfm__chooser *h, const float *logits, const tfm_sampling *s, const int64_t *ids,
+                        int64_t count, int64_t *id, float *log_probability) {
     double total = 0;
     int64_t i;
     if (!tfm__log_total(c, logits, h->vocab, &total)) return 0;
@@ -15847,8 +15875,8 @@ static int tfm__pick_id(tfm_ctx *c, tfm__chooser *h, const float *logits, const 
     return *id >= 0;
 }
 
-TFM_API tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sampling *sampling, const int64_t *ids, int64_t count, uint64_t stream,
-                              uint64_t step, int64_t *id, float *log_probability) {
+TFM_API tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sampling *sampling, const int64_t *ids,
+                              int64_t count, uint64_t stream, uint64_t step, int64_t *id, float *log_probability) {
     const tfm_status busy = tfm__verb_begin(c);
     tfm_sampling s;
     tfm__chooser h;
@@ -15859,9 +15887,11 @@ TFM_API tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sa
     memset(&s, 0, sizeof s);
     if (sampling) s = *sampling;
     mark = tfm_mark(c);
-    if (!tfm__alive(logits) || logits->dtype != TFM_F32 || logits->ndim < 1 || tfm_numel(logits) != logits->shape[logits->ndim - 1] || !tfm_numel(logits)) {
+    if (!tfm__alive(logits) || logits->dtype != TFM_F32 || logits->ndim < 1
+        || tfm_numel(logits) != logits->shape[logits->ndim - 1] || !tfm_numel(logits)) {
         char text[128];
-        tfm__fail(c, TFM_INVALID, "tfm_sample: logits is %s, expected f32 (vocab)", tfm__tensor_text(text, (int64_t)sizeof text, logits));
+        tfm__fail(c, TFM_INVALID, "tfm_sample: logits is %s, expected f32 (vocab)",
+                  tfm__tensor_text(text, (int64_t)sizeof text, logits));
     } else if (!id || count < 0 || (count && !ids) || c->dry) {
         tfm__fail(c, TFM_INVALID, "tfm_sample: id or ids is NULL, count negative, or logits made while measuring");
     } else if (tfm__sampling_ok(c, &s, tfm_numel(logits)) && tfm__chooser_new(c, &h, tfm_numel(logits))) {
@@ -15869,13 +15899,14 @@ TFM_API tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sa
         h.stream = stream;
         h.step = step;
         row = (float *)tfm__arena_meta(c, h.vocab * (int64_t)sizeof *row);
-        if (row && tfm_read(c, logits, row, h.vocab) == TFM_OK) tfm__pick_id(c, &h, row, &s, ids, count, id, log_probability);
+        if (row && tfm_read(c, logits, row, h.vocab) == TFM_OK)
+            tfm__pick_id(c, &h, row, &s, ids, count, id, log_probability);
     }
     if (!tfm__failed(c)) tfm_rewind(c, mark);
     return tfm__verb_end(c);
 }
 
-/* --- generation of a batch -------------------------------------------------------------------------------------------- */
+/* -- generation of a batch ----------------------------------------------------------------------------------------- */
 
 /* One row of a batch. */
 typedef struct tfm__stream {
@@ -15906,16 +15937,20 @@ static int tfm__id_among(int64_t id, const int64_t *list, int64_t count) {
     return 0;
 }
 
-/* Feeds ids (rows, length) with counts and copies the logits of the rows that `take` names. Everything else is given back. */
-static int tfm__generator_feed(tfm__generator *g, const int64_t *ids, const int64_t *counts, int64_t length, const unsigned char *take) {
+/* Feeds ids (rows, length) with counts and copies the logits of the rows that `take` names. Everything else is given
+ * back. */
+static int tfm__generator_feed(tfm__generator *g, const int64_t *ids, const int64_t *counts, int64_t length,
+                               const unsigned char *take) {
     tfm_ctx *c = g->c;
     const tfm_marker mark = tfm_mark(c);
-    tfm_tensor *x = tfm_from(c, TFM_I64, tfm_shape2(g->rows, length), ids), *n = tfm_from(c, TFM_I64, tfm_shape1(g->rows), counts);
+    tfm_tensor *x = tfm_from(c, TFM_I64, tfm_shape2(g->rows, length), ids),
+               *n = tfm_from(c, TFM_I64, tfm_shape1(g->rows), counts);
     tfm_tensor *y = tfm_session_feed(c, g->s, x, n);
     int64_t b;
     if (!y) return 0;
     for (b = 0; b < g->rows && !c->dry; b++)
-        if (take[b]) memcpy(g->logits + b * g->vocab, (const float *)y->data + b * g->vocab, (size_t)g->vocab * sizeof(float));
+        if (take[b])
+            memcpy(g->logits + b * g->vocab, (const float *)y->data + b * g->vocab, (size_t)g->vocab * sizeof(float));
     tfm_rewind(c, mark);
     return 1;
 }
@@ -15951,7 +15986,8 @@ static int tfm__generator_prompts(tfm__generator *g, const tfm_prompt *prompts, 
 static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
     tfm_ctx *c = g->c;
     int64_t b, k, bytes = 0;
-    for (k = 0; k < g->o->stop_string_count; k++) g->longest_stop = tfm__max64(g->longest_stop, (int64_t)strlen(g->o->stop_strings[k]));
+    for (k = 0; k < g->o->stop_string_count; k++)
+        g->longest_stop = tfm__max64(g->longest_stop, (int64_t)strlen(g->o->stop_strings[k]));
     g->row = (tfm__stream *)tfm__arena_meta(c, g->rows * (int64_t)sizeof *g->row);
     if (!tfm__mul(g->rows, g->vocab, &bytes) || !tfm__mul(bytes, (int64_t)sizeof(float), &bytes)) bytes = -1;
     g->logits = (float *)tfm__arena_meta(c, bytes);
@@ -15962,7 +15998,8 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
         r->reason = -1;
         r->prompt = prompts[b].count;
         if (left < 0) {
-            tfm__fail(c, TFM_INVALID, "prompt %lld has %lld ids: the session has room for %lld", (long long)b, (long long)r->prompt, (long long)(left + r->prompt));
+            tfm__fail(c, TFM_INVALID, "prompt %lld has %lld ids: the session has room for %lld", (long long)b,
+                      (long long)r->prompt, (long long)(left + r->prompt));
             return 0;
         }
         r->limit = left + 1; /* the last id need not be fed */
@@ -15974,7 +16011,8 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
         memcpy(r->ids, prompts[b].ids, (size_t)r->prompt * sizeof *r->ids);
         /* Equal prompts get draws of their own; a prompt's first row has those of running alone. */
         for (k = 0; k < b; k++)
-            if (prompts[k].count == r->prompt && !memcmp(prompts[k].ids, r->ids, (size_t)r->prompt * sizeof *r->ids)) r->stream++;
+            if (prompts[k].count == r->prompt && !memcmp(prompts[k].ids, r->ids, (size_t)r->prompt * sizeof *r->ids))
+                r->stream++;
         if (g->o->piece) {
             r->held_room = g->longest_stop + 256;
             r->held = (char *)tfm__alloc(c, r->held_room);
@@ -16001,7 +16039,8 @@ static int tfm__stream_piece(tfm_ctx *c, tfm__stream *r, const char *text, int64
     return 1;
 }
 
-/* Where in the held text the first stop string begins that is there whole (partial 0), or that its end may be the begin of (1); -1: none. */
+/* Where in the held text the first stop string begins that is there whole (partial 0), or that its end may be the
+ * begin of (1); -1: none. */
 static int64_t tfm__stop_at(const tfm_generate_options *o, const tfm__stream *r, int partial) {
     int64_t at, k;
     for (at = 0; at < r->held_length; at++)
@@ -16034,7 +16073,8 @@ static int tfm__generator_take(tfm__generator *g, int64_t b, int64_t id, float l
         ready = r->reason < 0 ? tfm__stop_at(o, r, 1) : -1;
         if (ready < 0) ready = r->held_length;
     }
-    if (o->on_token && !g->c->dry && o->on_token(o->user, b, id, log_probability, o->piece ? r->held : "", ready) && r->reason < 0)
+    if (o->on_token && !g->c->dry && o->on_token(o->user, b, id, log_probability, o->piece ? r->held : "", ready)
+        && r->reason < 0)
         r->reason = TFM_STOP_CALLBACK;
     if (ready) {
         r->held_length -= ready;
@@ -16060,7 +16100,9 @@ static int tfm__generator_run(tfm__generator *g) {
             g->choice.row = b;
             g->choice.stream = r->stream;
             g->choice.step = (uint64_t)r->count;
-            if (!g->c->dry && !tfm__pick_id(g->c, &g->choice, g->logits + b * g->vocab, &g->o->sampling, r->ids, r->prompt + r->count, &id, &log_probability))
+            if (!g->c->dry
+                && !tfm__pick_id(g->c, &g->choice, g->logits + b * g->vocab, &g->o->sampling, r->ids,
+                                 r->prompt + r->count, &id, &log_probability))
                 return 0;
             if (!tfm__generator_take(g, b, id, log_probability)) return 0;
             ids[b] = id;
@@ -16095,19 +16137,22 @@ static char *tfm__generator_text(tfm__generator *g, const tfm__stream *r) {
     return text;
 }
 
-static int tfm__prompts_ok(tfm_ctx *c, const char *who, const tfm_session *s, const tfm_prompt *prompts, int64_t count, int64_t rows, const void *out) {
+static int tfm__prompts_ok(tfm_ctx *c, const char *who, const tfm_session *s, const tfm_prompt *prompts, int64_t count,
+                           int64_t rows, const void *out) {
     int64_t b;
     if (!s || !prompts || !out) {
         tfm__fail(c, TFM_INVALID, "%s: session, prompts or out is NULL", who);
         return 0;
     }
     if (count < 1 || rows != s->batch) {
-        tfm__fail(c, TFM_INVALID, "%s: %lld prompts need %lld rows, the session has %lld", who, (long long)count, (long long)rows, (long long)s->batch);
+        tfm__fail(c, TFM_INVALID, "%s: %lld prompts need %lld rows, the session has %lld", who, (long long)count,
+                  (long long)rows, (long long)s->batch);
         return 0;
     }
     for (b = 0; b < count; b++)
         if (prompts[b].count < 1 || !prompts[b].ids) {
-            tfm__fail(c, TFM_INVALID, "%s: prompt %lld has no ids (begin with the model's start id)", who, (long long)b);
+            tfm__fail(c, TFM_INVALID, "%s: prompt %lld has no ids (begin with the model's start id)", who,
+                      (long long)b);
             return 0;
         }
     return 1;
@@ -16117,19 +16162,21 @@ static int tfm__generate_options_ok(tfm_ctx *c, const tfm_generate_options *o, i
     int64_t k;
     const char *bad = NULL;
     if (o->max_new < 0 || o->prompt_chunk < 0) bad = "max_new or prompt_chunk is negative";
-    else if (o->stop_string_count < 0 || (o->stop_string_count && (!o->stop_strings || !o->piece))) bad = "stop strings need stop_strings and piece";
+    else if (o->stop_string_count < 0 || (o->stop_string_count && (!o->stop_strings || !o->piece)))
+        bad = "stop strings need stop_strings and piece";
     for (k = 0; !bad && k < o->stop_string_count; k++)
         if (!o->stop_strings[k] || !o->stop_strings[k][0]) bad = "a stop string is NULL or empty";
     if (bad) tfm__fail(c, TFM_INVALID, "tfm_generate: %s", bad);
-    return !bad && tfm__ids_in(c, "tfm_generate: stop_ids", o->stop_ids, o->stop_id_count, INT64_MAX) && tfm__sampling_ok(c, &o->sampling, vocab);
+    return !bad && tfm__ids_in(c, "tfm_generate: stop_ids", o->stop_ids, o->stop_id_count, INT64_MAX)
+           && tfm__sampling_ok(c, &o->sampling, vocab);
 }
 
-TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count, const tfm_generate_options *options, tfm_sequence *out) {
+TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
+                                const tfm_generate_options *options, tfm_sequence *out) {
     const tfm_status busy = tfm__verb_begin(c);
     tfm_generate_options none;
     tfm__generator g;
     int64_t b, i;
-    if (out && count > 0) memset(out, 0, (size_t)count * sizeof *out);
     if (busy) return busy;
     memset(&none, 0, sizeof none);
     memset(&g, 0, sizeof g);
@@ -16138,8 +16185,12 @@ TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *pr
     g.o = options ? options : &none;
     g.rows = count;
     g.vocab = s ? tfm__transformer_outputs(&s->model) : 0;
-    if (!tfm__prompts_ok(c, "tfm_generate", s, prompts, count, count, out) || !tfm__generate_options_ok(c, g.o, g.vocab)) return tfm__verb_end(c);
-    if (tfm__generator_new(&g, prompts) && tfm__generator_prompts(&g, prompts, g.o->prompt_chunk)) tfm__generator_run(&g);
+    if (!tfm__prompts_ok(c, "tfm_generate", s, prompts, count, count, out)
+        || !tfm__generate_options_ok(c, g.o, g.vocab))
+        return tfm__verb_end(c);
+    memset(out, 0, (size_t)count * sizeof *out);
+    if (tfm__generator_new(&g, prompts) && tfm__generator_prompts(&g, prompts, g.o->prompt_chunk))
+        tfm__generator_run(&g);
     for (b = 0; g.row && b < count; b++) {
         const tfm__stream *r = &g.row[b];
         tfm__free(c, r->held);
@@ -16157,7 +16208,7 @@ TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *pr
     return tfm__verb_end(c);
 }
 
-/* --- beam search ------------------------------------------------------------------------------------------------------ */
+/* -- beam search --------------------------------------------------------------------------------------------------- */
 
 /* A sequence in the making, or a finished one. */
 typedef struct tfm__beam {
@@ -16208,7 +16259,8 @@ static void tfm__beam_extend(tfm__beam *to, const tfm__beam *from, const tfm__st
     to->alive = 1;
 }
 
-/* Puts a finished sequence where its score belongs; the worst of `best` falls out. Of equals the earlier stays in front. */
+/* Puts a finished sequence where its score belongs; the worst of `best` falls out. Of equals the earlier stays in
+ * front. */
 static void tfm__beam_finish(tfm__search *q, int64_t prompt, const tfm__beam *from, const tfm__step *step, int reason) {
     tfm__beam *list = q->finished + prompt * q->best, kept;
     const int64_t n = from->count + (step != NULL);
@@ -16262,10 +16314,12 @@ static int tfm__steps_collect(tfm__search *q, int64_t prompt) {
     return 1;
 }
 
-/* 1: no live beam can still get among the best: each further id only lowers the sum, and the penalty that helps it most is known. */
+/* 1: no live beam can still get among the best: each further id only lowers the sum, and the penalty that helps it
+ * most is known. */
 static int tfm__search_over(const tfm__search *q, int64_t prompt, int64_t length) {
     const tfm__beam *worst = &q->finished[prompt * q->best + q->best - 1];
-    const double first = tfm__length_penalty(q->o, length + 1), last = tfm__length_penalty(q->o, q->limit), most = first > last ? first : last;
+    const double first = tfm__length_penalty(q->o, length + 1), last = tfm__length_penalty(q->o, q->limit),
+                 most = first > last ? first : last;
     int64_t b, alive = 0;
     for (b = 0; b < q->beams; b++) {
         const tfm__beam *beam = &q->live[prompt * q->beams + b];
@@ -16295,7 +16349,9 @@ static int tfm__search_step(tfm__search *q, int64_t prompt, int64_t length) {
         if (tfm__id_among(step->id, q->o->stop_ids, q->o->stop_id_count)) {
             if (i < q->beams) tfm__beam_finish(q, prompt, from, step, TFM_STOP_ID);
         } else if (length + 1 == q->limit) {
-            if (i < q->beams) tfm__beam_finish(q, prompt, from, step, q->o->max_new && q->limit == q->o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY);
+            if (i < q->beams)
+                tfm__beam_finish(q, prompt, from, step,
+                                 q->o->max_new && q->limit == q->o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY);
         } else {
             tfm__beam_extend(&q->next[base + used], from, step);
             q->from[base + used++] = base + step->beam;
@@ -16309,7 +16365,8 @@ static int tfm__beams_new(tfm_ctx *c, tfm__beam **list, int64_t count, int64_t l
     char *memory = NULL;
     *list = (tfm__beam *)tfm__arena_meta(c, count * (int64_t)sizeof **list);
     if (!*list) return 0;
-    if (tfm__mul(count, length, &ids) && tfm__mul(ids, (int64_t)(sizeof(int64_t) + sizeof(float)), &bytes)) memory = (char *)tfm__arena_meta(c, bytes);
+    if (tfm__mul(count, length, &ids) && tfm__mul(ids, (int64_t)(sizeof(int64_t) + sizeof(float)), &bytes))
+        memory = (char *)tfm__arena_meta(c, bytes);
     else tfm__fail(c, TFM_OOM, "tfm_beam_search: %lld beams of %lld ids", (long long)count, (long long)length);
     for (i = 0; memory && i < count; i++) {
         (*list)[i].ids = (int64_t *)(void *)memory + i * length;
@@ -16323,11 +16380,13 @@ static int tfm__search_new(tfm__search *q, const tfm_prompt *prompts) {
     tfm_ctx *c = q->g.c;
     tfm_prompt *all;
     int64_t row, rows = q->g.rows, longest = 0, bytes = 0;
-    for (row = 0; row < rows; row++) longest = tfm__max64(longest, prompts[row / q->beams].count + tfm_session_length(q->g.s, row));
+    for (row = 0; row < rows; row++)
+        longest = tfm__max64(longest, prompts[row / q->beams].count + tfm_session_length(q->g.s, row));
     q->limit = q->g.s->capacity - longest + 1;
     if (q->limit < 1) {
-        tfm__fail(c, TFM_INVALID, "tfm_beam_search: the session has room for %lld positions, the longest prompt ends at %lld", (long long)q->g.s->capacity,
-                  (long long)longest);
+        tfm__fail(c, TFM_INVALID,
+                  "tfm_beam_search: the session has room for %lld positions, the longest prompt ends at %lld",
+                  (long long)q->g.s->capacity, (long long)longest);
         return 0;
     }
     if (q->o->max_new) q->limit = tfm__min64(q->limit, q->o->max_new);
@@ -16342,7 +16401,8 @@ static int tfm__search_new(tfm__search *q, const tfm_prompt *prompts) {
     q->from = (int64_t *)tfm__arena_meta(c, rows * (int64_t)sizeof *q->from);
     q->ended = (unsigned char *)tfm__arena_meta(c, q->prompts);
     all = (tfm_prompt *)tfm__arena_meta(c, rows * (int64_t)sizeof *all);
-    if (!q->g.logits || !q->steps || !q->from || !q->ended || !all || !tfm__chooser_new(c, &q->g.choice, q->g.vocab)) return 0;
+    if (!q->g.logits || !q->steps || !q->from || !q->ended || !all || !tfm__chooser_new(c, &q->g.choice, q->g.vocab))
+        return 0;
     if (!tfm__beams_new(c, &q->live, rows, q->limit) || !tfm__beams_new(c, &q->next, rows, q->limit) ||
         !tfm__beams_new(c, &q->finished, q->prompts * q->best, q->limit))
         return 0;
@@ -16356,7 +16416,8 @@ static int tfm__search_new(tfm__search *q, const tfm_prompt *prompts) {
 static int tfm__search_run(tfm__search *q) {
     tfm_ctx *c = q->g.c;
     const int64_t rows = q->g.rows;
-    int64_t *ids = (int64_t *)tfm__arena_meta(c, rows * (int64_t)sizeof *ids), *counts = (int64_t *)tfm__arena_meta(c, rows * (int64_t)sizeof *counts);
+    int64_t *ids = (int64_t *)tfm__arena_meta(c, rows * (int64_t)sizeof *ids),
+            *counts = (int64_t *)tfm__arena_meta(c, rows * (int64_t)sizeof *counts);
     unsigned char *take = (unsigned char *)tfm__arena_meta(c, rows);
     int64_t length, prompt, row, active, moved;
     if (!ids || !counts || !take) return 0;
@@ -16368,7 +16429,8 @@ static int tfm__search_run(tfm__search *q) {
         q->next = swap;
         for (active = moved = row = 0; row < rows; row++) {
             prompt = row / q->beams;
-            if (row % q->beams == 0 && !q->ended[prompt] && !c->dry) q->ended[prompt] = (unsigned char)tfm__search_over(q, prompt, length + 1);
+            if (row % q->beams == 0 && !q->ended[prompt] && !c->dry)
+                q->ended[prompt] = (unsigned char)tfm__search_over(q, prompt, length + 1);
             take[row] = !q->ended[prompt] && (q->live[row].alive || c->dry);
             counts[row] = take[row];
             ids[row] = take[row] && !c->dry ? q->live[row].ids[length] : 0;
@@ -16388,7 +16450,8 @@ static int tfm__search_run(tfm__search *q) {
     return 1;
 }
 
-TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count, const tfm_beam_options *options, tfm_sequence *out) {
+TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
+                                   const tfm_beam_options *options, tfm_sequence *out) {
     const tfm_status busy = tfm__verb_begin(c);
     tfm_beam_options o;
     tfm__search q;
@@ -16404,15 +16467,19 @@ TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt 
     q.g.c = c;
     q.g.s = s;
     q.g.vocab = s ? tfm__transformer_outputs(&s->model) : 0;
-    if (q.beams < 1 || q.best < 1 || q.best > q.beams || o.max_new < 0 || o.length_penalty < TFM_LENGTH_NONE || o.length_penalty > TFM_LENGTH_POWER ||
-        tfm__isnan(o.alpha) || tfm__isinf(o.alpha) || !tfm__mul(tfm__max64(count, 0), q.beams, &rows)) {
-        tfm__fail(c, TFM_INVALID, "tfm_beam_search: beams %lld, n_best %lld (at most beams), max_new %lld, length_penalty %d or alpha is wrong", (long long)q.beams,
-                  (long long)q.best, (long long)o.max_new, o.length_penalty);
+    if (q.beams < 1 || q.best < 1 || q.best > q.beams || o.max_new < 0 || o.length_penalty < TFM_LENGTH_NONE
+        || o.length_penalty > TFM_LENGTH_POWER || tfm__isnan(o.alpha) || tfm__isinf(o.alpha)
+        || !tfm__mul(tfm__max64(count, 0), q.beams, &rows)) {
+        tfm__fail(c, TFM_INVALID,
+                  "tfm_beam_search: beams %lld, n_best %lld (at most beams), max_new %lld, length_penalty %d or alpha "
+                  "is wrong",
+                  (long long)q.beams, (long long)q.best, (long long)o.max_new, o.length_penalty);
         return tfm__verb_end(c);
     }
     q.g.rows = rows;
-    if (!tfm__prompts_ok(c, "tfm_beam_search", s, prompts, count, rows, out) || !tfm__ids_in(c, "tfm_beam_search: stop_ids", o.stop_ids, o.stop_id_count, INT64_MAX) ||
-        !tfm__ids_in(c, "tfm_beam_search: banned", o.banned, o.banned_count, q.g.vocab))
+    if (!tfm__prompts_ok(c, "tfm_beam_search", s, prompts, count, rows, out)
+        || !tfm__ids_in(c, "tfm_beam_search: stop_ids", o.stop_ids, o.stop_id_count, INT64_MAX)
+        || !tfm__ids_in(c, "tfm_beam_search: banned", o.banned, o.banned_count, q.g.vocab))
         return tfm__verb_end(c);
     memset(out, 0, (size_t)(count * q.best) * sizeof *out);
     if (tfm__search_new(&q, prompts) && tfm__search_run(&q)) {
@@ -16433,9 +16500,10 @@ TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt 
 /* ==================================================================================================================
  *  13  FILES
  *
- *  safetensors: u64 length of the header, the header (JSON: name -> dtype, shape, data_offsets), the data. Every parser works on
- *  memory and believes nothing: each length is compared with what is left, each product is checked, and memory is taken in
- *  proportion to the file. Where a rule is not obvious it is that of the format's reference reader.
+ *  safetensors: u64 length of the header, the header (JSON: name -> dtype, shape, data_offsets), the data. Every
+ *  parser works on memory and believes nothing: each length is compared with what is left, each product is checked,
+ *  and memory is taken in proportion to the file. Where a rule is not obvious it is that of the format's reference
+ *  reader.
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED) && !defined(TFM_NO_FILES)
 
@@ -16444,7 +16512,8 @@ TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt 
 #define TFM__STARS_MOST 8          /* '*' in one rule */
 #define TFM__CHUNK 16384           /* bytes that a writer gathers before they go out; on the stack */
 
-/* What the format can name, in the order in which the reference writer sorts (ascending; it writes the greatest first). */
+/* What the format can name, in the order in which the reference writer sorts (ascending; it writes the greatest
+ * first). */
 static const struct tfm__file_dtype {
     const char *name;
     int bits, dtype; /* dtype -1: well formed, but not offered */
@@ -16489,7 +16558,7 @@ struct tfm_file {
     int64_t shard_count;
 };
 
-/* --- text ------------------------------------------------------------------------------------------------------------ */
+/* -- text ---------------------------------------------------------------------------------------------------------- */
 
 /* 1: n bytes of well-formed UTF-8 (no surrogates, nothing overlong, nothing past U+10FFFF). */
 static int tfm__utf8_valid(const unsigned char *s, int64_t n) {
@@ -16515,8 +16584,8 @@ static int tfm__utf8_valid(const unsigned char *s, int64_t n) {
     return 1;
 }
 
-/* A strict JSON reader without a tree: the caller asks for what must come next. The first mismatch puts the reason into `why`, and
- * from then on everything fails. The text is valid UTF-8 already. */
+/* A strict JSON reader without a tree: the caller asks for what must come next. The first mismatch puts the reason
+ * into `why`, and from then on everything fails. The text is valid UTF-8 already. */
 typedef struct tfm__json {
     const unsigned char *text;
     int64_t at, size;
@@ -16544,7 +16613,8 @@ static int tfm__json_take(tfm__json *j, int byte, const char *why) {
     return 1;
 }
 
-/* Loops over an array or object: 1: one more element follows; 0: it has ended, or the text is bad (`why`). *seen starts as 0. */
+/* Loops over an array or object: 1: one more element follows; 0: it has ended, or the text is bad (`why`). *seen
+ * starts as 0. */
 static int tfm__json_next(tfm__json *j, int closing, int64_t *seen) {
     if (j->why) return 0;
     if (tfm__json_peek(j) == closing) {
@@ -16615,8 +16685,8 @@ static int tfm__json_escape(tfm__json *j, char out[4]) {
     return 4;
 }
 
-/* A string, unescaped into out (NULL: read over) with a NUL; *length without it. The result is never longer than what was read:
- * a buffer of the text's size holds all strings of a text, NULs included. */
+/* A string, unescaped into out (NULL: read over) with a NUL; *length without it. The result is never longer than
+ * what was read: a buffer of the text's size holds all strings of a text, NULs included. */
 static int tfm__json_string(tfm__json *j, char *out, int64_t *length) {
     int64_t n = 0;
     if (!tfm__json_take(j, '"', "a string is missing")) return 0;
@@ -16637,7 +16707,9 @@ static int tfm__json_string(tfm__json *j, char *out, int64_t *length) {
     return 1;
 }
 
-static int tfm__json_digit(const tfm__json *j) { return j->at < j->size && j->text[j->at] >= '0' && j->text[j->at] <= '9'; }
+static int tfm__json_digit(const tfm__json *j) {
+    return j->at < j->size && j->text[j->at] >= '0' && j->text[j->at] <= '9';
+}
 
 static int tfm__json_digits(tfm__json *j) {
     if (!tfm__json_digit(j)) return tfm__json_fail(j, "a digit is missing");
@@ -16695,7 +16767,8 @@ static int tfm__json_skip(tfm__json *j, int depth) {
         const int closing = byte == '[' ? ']' : '}';
         j->at++;
         while (tfm__json_next(j, closing, &seen)) {
-            if (byte == '{' && !(tfm__json_string(j, NULL, NULL) && tfm__json_take(j, ':', "a colon is missing"))) return 0;
+            if (byte == '{' && !(tfm__json_string(j, NULL, NULL) && tfm__json_take(j, ':', "a colon is missing")))
+                return 0;
             if (!tfm__json_skip(j, depth - 1)) return 0;
         }
         return j->why == NULL;
@@ -16710,7 +16783,7 @@ static int tfm__json_skip(tfm__json *j, int depth) {
     return tfm__json_fail(j, "a value is missing");
 }
 
-/* --- safetensors, read ------------------------------------------------------------------------------------------------ */
+/* -- safetensors, read --------------------------------------------------------------------------------------------- */
 
 /* "shape": [2, 3] */
 static int tfm__entry_shape(tfm__json *j, tfm__entry *e) {
@@ -16804,7 +16877,8 @@ static tfm_status tfm__file_index(tfm_ctx *c, tfm_file *f, const char *label) {
     tfm__sort(f->by_name, f->count, tfm__entry_name_less, f->entries);
     for (i = 1; i < f->count; i++)
         if (!strcmp(f->entries[f->by_name[i - 1]].name, f->entries[f->by_name[i]].name))
-            return tfm__fail(c, TFM_FORMAT, "%.300s: duplicate name: \"%.100s\"", label, f->entries[f->by_name[i]].name);
+            return tfm__fail(c, TFM_FORMAT, "%.300s: duplicate name: \"%.100s\"", label,
+                             f->entries[f->by_name[i]].name);
     return TFM_OK;
 }
 
@@ -16821,7 +16895,8 @@ static tfm_status tfm__file_metadata_index(tfm_ctx *c, tfm_file *f, int64_t at, 
     tfm__sort(f->metadata, f->metadata_count, tfm__metadata_less, f->text);
     for (i = 1; i < f->metadata_count; i++)
         if (!strcmp(f->text + f->metadata[i - 1], f->text + f->metadata[i]))
-            return tfm__fail(c, TFM_FORMAT, "%.300s: duplicate name in __metadata__: \"%.100s\"", label, f->text + f->metadata[i]);
+            return tfm__fail(c, TFM_FORMAT, "%.300s: duplicate name in __metadata__: \"%.100s\"", label,
+                             f->text + f->metadata[i]);
     return TFM_OK;
 }
 
@@ -16833,24 +16908,28 @@ static tfm_status tfm__file_check_data(tfm_ctx *c, tfm_file *f, const char *labe
         tfm__entry *e = &f->entries[i];
         const long long begin = e->begin, end = e->end;
         if (e->begin != expected || e->end < e->begin)
-            return tfm__fail(c, TFM_FORMAT, "%.300s: invalid offset: the data of \"%.100s\" is [%lld, %lld) but must begin at %lld", label,
-                             e->name, begin, end, (long long)expected);
+            return tfm__fail(c, TFM_FORMAT,
+                             "%.300s: invalid offset: the data of \"%.100s\" is [%lld, %lld) but must begin at %lld",
+                             label, e->name, begin, end, (long long)expected);
         if (!tfm__mul(e->elements, e->type->bits, &bits))
             return tfm__fail(c, TFM_FORMAT, "%.300s: overflow: the size of \"%.100s\"", label, e->name);
         if (bits % 8 || bits / 8 != e->end - e->begin)
-            return tfm__fail(c, TFM_FORMAT, "%.300s: invalid tensor info: \"%.100s\" has %lld bits of data by its shape and %s, but offsets [%lld, %lld)",
+            return tfm__fail(c, TFM_FORMAT,
+                             "%.300s: invalid tensor info: \"%.100s\" has %lld bits of data by its shape and %s, but "
+                             "offsets [%lld, %lld)",
                              label, e->name, (long long)bits, e->type->name, begin, end);
         expected = e->end;
     }
     if (expected != size)
-        return tfm__fail(c, TFM_FORMAT, "%.300s: incomplete buffer: the tensors take %lld bytes, the file has %lld", label, (long long)expected,
-                         (long long)size);
+        return tfm__fail(c, TFM_FORMAT, "%.300s: incomplete buffer: the tensors take %lld bytes, the file has %lld",
+                         label, (long long)expected, (long long)size);
     for (i = 0; i < f->count; i++) f->entries[i].data = f->bytes.data + data_at + f->entries[i].begin;
     return TFM_OK;
 }
 
 /* The header's JSON into entries (in their order in the text) and metadata. */
-static tfm_status tfm__file_header(tfm_ctx *c, tfm_file *f, const char *label, const unsigned char *text, int64_t size) {
+static tfm_status tfm__file_header(tfm_ctx *c, tfm_file *f, const char *label, const unsigned char *text,
+                                   int64_t size) {
     tfm__json j;
     int64_t i, seen = 0, used = 0, length = 0, room = 0, metadata_at = -1;
     memset(&j, 0, sizeof j);
@@ -16883,7 +16962,8 @@ static tfm_status tfm__file_header(tfm_ctx *c, tfm_file *f, const char *label, c
     }
     if (!j.why && tfm__json_peek(&j) != -1) tfm__json_fail(&j, "something stands after it");
     if (j.why)
-        return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header (not the JSON of safetensors): %s, at byte %lld of it", label, j.why, (long long)j.at);
+        return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header (not the JSON of safetensors): %s, at byte %lld of it",
+                         label, j.why, (long long)j.at);
     return tfm__file_metadata_index(c, f, tfm__max64(metadata_at, 0), label);
 }
 
@@ -16894,15 +16974,20 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
     uint64_t length = 0;
     int64_t i;
     tfm__entry *sorted;
-    if (size < 8) return tfm__fail(c, TFM_FORMAT, "%.300s: header too small: %lld bytes are no safetensors file", label, (long long)size);
+    if (size < 8)
+        return tfm__fail(c, TFM_FORMAT, "%.300s: header too small: %lld bytes are no safetensors file", label,
+                         (long long)size);
     for (i = 0; i < 8; i++) length |= (uint64_t)data[i] << (8 * i);
     if (length > TFM__HEADER_MOST)
-        return tfm__fail(c, TFM_FORMAT, "%.300s: header too large: %llu bytes, the format allows %d", label, (unsigned long long)length, TFM__HEADER_MOST);
+        return tfm__fail(c, TFM_FORMAT, "%.300s: header too large: %llu bytes, the format allows %d", label,
+                         (unsigned long long)length, TFM__HEADER_MOST);
     if ((int64_t)length > size - 8)
-        return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header length: %llu bytes of header in a file of %lld", label, (unsigned long long)length,
-                         (long long)size);
-    if (!tfm__utf8_valid(data + 8, (int64_t)length)) return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header: not UTF-8", label);
-    if (tfm__file_header(c, f, label, data + 8, (int64_t)length) || tfm__file_index(c, f, label)) return tfm_status_of(c);
+        return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header length: %llu bytes of header in a file of %lld", label,
+                         (unsigned long long)length, (long long)size);
+    if (!tfm__utf8_valid(data + 8, (int64_t)length))
+        return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header: not UTF-8", label);
+    if (tfm__file_header(c, f, label, data + 8, (int64_t)length) || tfm__file_index(c, f, label))
+        return tfm_status_of(c);
     /* by_name is borrowed for the order of the data, then made again for the entries in that order */
     sorted = (tfm__entry *)tfm__file_memory(c, f->count, (int64_t)sizeof *sorted);
     if (!sorted) return TFM_OOM;
@@ -16915,7 +17000,7 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
     return tfm__file_check_data(c, f, label, 8 + (int64_t)length);
 }
 
-/* --- bytes of a file -------------------------------------------------------------------------------------------------- */
+/* -- bytes of a file ----------------------------------------------------------------------------------------------- */
 
 #if !defined(TFM_NO_STDIO)
 
@@ -16942,8 +17027,8 @@ extern int madvise(void *address, size_t length, int advice);
 #endif
 #endif
 
-/* Maps a regular file; 0: not possible, then it is read. A private mapping may be written without touching the file, so that a
- * stray write into a tensor of a file does not crash. */
+/* Maps a regular file; 0: not possible, then it is read. A private mapping may be written without touching the file,
+ * so that a stray write into a tensor of a file does not crash. */
 static int tfm__bytes_map(const char *path, tfm__bytes *b) {
 #if TFM__WINDOWS
     (void)path;
@@ -17016,7 +17101,8 @@ static void tfm__bytes_close(const tfm_allocator *a, tfm__bytes *b) {
     }
 }
 
-/* [data, data + size) of a mapping will not be needed soon: its whole pages leave memory (they come back when touched). */
+/* [data, data + size) of a mapping will not be needed soon: its whole pages leave memory (they come back when
+ * touched). */
 static void tfm__bytes_drop(const tfm__bytes *b, const void *data, int64_t size) {
 #if defined(TFM__DONTNEED)
     const int64_t page = (int64_t)sysconf(_SC_PAGESIZE);
@@ -17032,7 +17118,7 @@ static void tfm__bytes_drop(const tfm__bytes *b, const void *data, int64_t size)
 #endif
 }
 
-/* --- open files ------------------------------------------------------------------------------------------------------- */
+/* -- open files ---------------------------------------------------------------------------------------------------- */
 
 /* A file without content that frees with the context's allocator. */
 static tfm_file *tfm__file_new(tfm_ctx *c) {
@@ -17134,7 +17220,8 @@ static tfm_status tfm__index_read(tfm_ctx *c, tfm_file *f, const tfm__bytes *b, 
     memset(&j, 0, sizeof j);
     j.text = b->data;
     j.size = b->size;
-    if (b->size > TFM__HEADER_MOST) return tfm__fail(c, TFM_FORMAT, "%.300s: header too large: %lld bytes", path, (long long)b->size);
+    if (b->size > TFM__HEADER_MOST)
+        return tfm__fail(c, TFM_FORMAT, "%.300s: header too large: %lld bytes", path, (long long)b->size);
     if (!tfm__utf8_valid(b->data, b->size)) return tfm__fail(c, TFM_FORMAT, "%.300s: invalid header: not UTF-8", path);
     f->text = (char *)tfm__file_memory(c, b->size, 1);
     if (!f->text) return TFM_OOM;
@@ -17151,12 +17238,14 @@ static tfm_status tfm__index_read(tfm_ctx *c, tfm_file *f, const tfm__bytes *b, 
     }
     if (!j.why && tfm__json_peek(&j) != -1) tfm__json_fail(&j, "something stands after it");
     if (!j.why && !maps) tfm__json_fail(&j, "weight_map is missing");
-    if (j.why) return tfm__fail(c, TFM_FORMAT, "%.300s: invalid index (JSON): %s, at byte %lld", path, j.why, (long long)j.at);
+    if (j.why)
+        return tfm__fail(c, TFM_FORMAT, "%.300s: invalid index (JSON): %s, at byte %lld", path, j.why, (long long)j.at);
     return TFM_OK;
 }
 
 /* The tensors of one shard, `wanted` names of the index in the order of their shards from `first` on. */
-static tfm_status tfm__index_shard(tfm_ctx *c, tfm_file *f, const char *path, const char *file, const int64_t *order, int64_t first, int64_t last) {
+static tfm_status tfm__index_shard(tfm_ctx *c, tfm_file *f, const char *path, const char *file, const int64_t *order,
+                                   int64_t first, int64_t last) {
     char *beside = tfm__shard_name_ok(file) ? tfm__path_beside(c, path, file) : NULL;
     tfm_file *shard;
     int64_t i;
@@ -17262,7 +17351,8 @@ static int tfm__entry_offered(tfm_ctx *c, const char *who, const tfm__entry *e) 
     if (e->type->dtype < 0) {
         tfm__fail(c, TFM_UNSUPPORTED, "%s: \"%.100s\" is %s, which is not offered", who, e->name, e->type->name);
     } else if (e->ndim > TFM_MAX_DIMS) {
-        tfm__fail(c, TFM_UNSUPPORTED, "%s: \"%.100s\" has %lld dimensions, at most %d are offered", who, e->name, (long long)e->ndim, TFM_MAX_DIMS);
+        tfm__fail(c, TFM_UNSUPPORTED, "%s: \"%.100s\" has %lld dimensions, at most %d are offered", who, e->name,
+                  (long long)e->ndim, TFM_MAX_DIMS);
     } else {
         return 1;
     }
@@ -17302,7 +17392,7 @@ TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *n
     return t;
 }
 
-/* --- loading into a store --------------------------------------------------------------------------------------------- */
+/* -- loading into a store ------------------------------------------------------------------------------------------ */
 
 /* A tensor of the file, or a part of one, on its way to a parameter. */
 typedef struct tfm__item {
@@ -17325,10 +17415,16 @@ typedef struct tfm__plan {
 } tfm__plan;
 
 static int tfm__rule_transposes(const tfm_rule *r) {
-    return r && (r->kind == TFM_RULE_TRANSPOSE || r->kind == TFM_RULE_CONCAT_TRANSPOSE || r->kind == TFM_RULE_SPLIT_TRANSPOSE);
+    return r
+           && (r->kind == TFM_RULE_TRANSPOSE || r->kind == TFM_RULE_CONCAT_TRANSPOSE
+               || r->kind == TFM_RULE_SPLIT_TRANSPOSE);
 }
-static int tfm__rule_joins(const tfm_rule *r) { return r && (r->kind == TFM_RULE_CONCAT || r->kind == TFM_RULE_CONCAT_TRANSPOSE); }
-static int tfm__rule_splits(const tfm_rule *r) { return r && (r->kind == TFM_RULE_SPLIT || r->kind == TFM_RULE_SPLIT_TRANSPOSE); }
+static int tfm__rule_joins(const tfm_rule *r) {
+    return r && (r->kind == TFM_RULE_CONCAT || r->kind == TFM_RULE_CONCAT_TRANSPOSE);
+}
+static int tfm__rule_splits(const tfm_rule *r) {
+    return r && (r->kind == TFM_RULE_SPLIT || r->kind == TFM_RULE_SPLIT_TRANSPOSE);
+}
 
 /* 1: pattern fits name; star[i], length[i] are what its '*' stand for. */
 static int tfm__match(const char *pattern, const char *name, const char **star, int64_t *length, int stars) {
@@ -17356,7 +17452,8 @@ static int tfm__rule_target(tfm_ctx *c, const tfm_rule *r, const char *const *st
         from = *to == '*' ? star[stars] : to;
         more = *to == '*' ? length[stars++] : 1;
         if (n + more > TFM__NAME_MAX) {
-            tfm__fail(c, TFM_INVALID, "the rule \"%.100s\" -> \"%.100s\" makes a name longer than %d bytes", r->from, r->to, TFM__NAME_MAX);
+            tfm__fail(c, TFM_INVALID, "the rule \"%.100s\" -> \"%.100s\" makes a name longer than %d bytes", r->from,
+                      r->to, TFM__NAME_MAX);
             return 0;
         }
         memcpy(out + n, from, (size_t)more);
@@ -17385,10 +17482,13 @@ static int tfm__rules_ok(tfm_ctx *c, const tfm_load_options *o) {
         if (r->kind < TFM_RULE_RENAME || r->kind > TFM_RULE_SPLIT_TRANSPOSE) why = "there is no such kind";
         else if (!r->from || (!r->to && r->kind != TFM_RULE_SKIP)) why = "from or to is NULL";
         else if (tfm__count_stars(r->from) > TFM__STARS_MOST) why = "from has more than 8 *";
-        else if (r->kind != TFM_RULE_SKIP && tfm__count_stars(r->to) > tfm__count_stars(r->from)) why = "to has more * than from";
-        else if ((tfm__rule_joins(r) || tfm__rule_splits(r)) && (r->parts < 1 || r->index < 0 || r->index >= r->parts)) why = "index is not in [0, parts)";
+        else if (r->kind != TFM_RULE_SKIP && tfm__count_stars(r->to) > tfm__count_stars(r->from))
+            why = "to has more * than from";
+        else if ((tfm__rule_joins(r) || tfm__rule_splits(r)) && (r->parts < 1 || r->index < 0 || r->index >= r->parts))
+            why = "index is not in [0, parts)";
         if (why) {
-            tfm__fail(c, TFM_INVALID, "tfm_params_load: rule %lld (\"%.100s\"): %s", (long long)i, r->from ? r->from : "NULL", why);
+            tfm__fail(c, TFM_INVALID, "tfm_params_load: rule %lld (\"%.100s\"): %s", (long long)i,
+                      r->from ? r->from : "NULL", why);
             return 0;
         }
     }
@@ -17438,11 +17538,13 @@ static void tfm__plan_walk(tfm__plan *l) {
 
 static int tfm__item_less(const void *user, int64_t a, int64_t b) {
     const tfm__item *x = (const tfm__item *)user + a, *y = (const tfm__item *)user + b;
-    const int order = strcmp(x->name, y->name), i = tfm__rule_joins(x->rule) ? x->rule->index : 0, k = tfm__rule_joins(y->rule) ? y->rule->index : 0;
+    const int order = strcmp(x->name, y->name), i = tfm__rule_joins(x->rule) ? x->rule->index : 0,
+              k = tfm__rule_joins(y->rule) ? y->rule->index : 0;
     return order ? order < 0 : i != k ? i < k : a < b;
 }
 
-/* The item's elements as they lie in the file. 0: the rule does not fit, or the tensor is not offered; the error is set. */
+/* The item's elements as they lie in the file. 0: the rule does not fit, or the tensor is not offered; the error is
+ * set. */
 static int tfm__item_view(tfm_ctx *c, const tfm__item *item, tfm_tensor *t) {
     const tfm__entry *e = item->entry;
     const tfm_rule *r = item->rule;
@@ -17460,7 +17562,8 @@ static int tfm__item_view(tfm_ctx *c, const tfm__item *item, tfm_tensor *t) {
     tfm__shape_text(text, (int64_t)sizeof text, t->ndim, t->shape);
     if (tfm__rule_transposes(r) && t->ndim > 1) { /* a bias that the same rule meets stays as it is */
         if (t->ndim > 2) {
-            tfm__fail(c, TFM_INVALID, "tfm_params_load: \"%.100s\" is %s: only matrices can be transposed", e->name, text);
+            tfm__fail(c, TFM_INVALID, "tfm_params_load: \"%.100s\" is %s: only matrices can be transposed", e->name,
+                      text);
             return 0;
         }
         swap = t->shape[0];
@@ -17471,7 +17574,8 @@ static int tfm__item_view(tfm_ctx *c, const tfm__item *item, tfm_tensor *t) {
     }
     if (tfm__rule_splits(r)) {
         if (!t->ndim || t->shape[0] % r->parts) {
-            tfm__fail(c, TFM_INVALID, "tfm_params_load: \"%.100s\" is %s: it cannot be split into %d equal parts", e->name, text, r->parts);
+            tfm__fail(c, TFM_INVALID, "tfm_params_load: \"%.100s\" is %s: it cannot be split into %d equal parts",
+                      e->name, text, r->parts);
             return 0;
         }
         t->shape[0] /= r->parts;
@@ -17492,12 +17596,14 @@ static int tfm__group_view(tfm__plan *l, int64_t first, int64_t last, tfm_tensor
         const tfm__item *item = &l->items[l->order[i]];
         char a[128], b[128];
         if (i > first && !(joins && tfm__rule_joins(item->rule))) {
-            tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" and \"%.100s\" both become '%.100s'", head->entry->name, item->entry->name, item->name);
+            tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" and \"%.100s\" both become '%.100s'",
+                      head->entry->name, item->entry->name, item->name);
             return 0;
         }
         if (joins && (item->rule->parts != parts || item->rule->index != i - first)) {
-            tfm__fail(l->c, TFM_INVALID, "tfm_params_load: '%.100s' is made of %lld parts: number %lld is missing, or there twice", item->name,
-                      (long long)parts, (long long)(i - first));
+            tfm__fail(l->c, TFM_INVALID,
+                      "tfm_params_load: '%.100s' is made of %lld parts: number %lld is missing, or there twice",
+                      item->name, (long long)parts, (long long)(i - first));
             return 0;
         }
         if (!tfm__item_view(l->c, item, &part)) return 0;
@@ -17510,14 +17616,14 @@ static int tfm__group_view(tfm__plan *l, int64_t first, int64_t last, tfm_tensor
         if (!part.ndim || part.ndim != whole->ndim || part.dtype != whole->dtype ||
             memcmp(part.shape + 1, whole->shape + 1, sizeof part.shape - sizeof part.shape[0]) ||
             !tfm__add(whole->shape[0], part.shape[0], &whole->shape[0])) {
-            tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\", %s %s, cannot be joined to '%.100s', %s %s", item->entry->name,
-                      tfm_dtype_name(part.dtype), b, item->name, tfm_dtype_name(whole->dtype), a);
+            tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\", %s %s, cannot be joined to '%.100s', %s %s",
+                      item->entry->name, tfm_dtype_name(part.dtype), b, item->name, tfm_dtype_name(whole->dtype), a);
             return 0;
         }
     }
     if (last - first != parts) {
-        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: '%.100s' is made of %lld parts, but the file has %lld", head->name, (long long)parts,
-                  (long long)(last - first));
+        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: '%.100s' is made of %lld parts, but the file has %lld",
+                  head->name, (long long)parts, (long long)(last - first));
         return 0;
     }
     return 1;
@@ -17531,13 +17637,16 @@ static int tfm__group_fits(tfm__plan *l, const tfm__item *head, const tfm_tensor
     tfm__tensor_text(a, (int64_t)sizeof a, whole);
     tfm__tensor_text(b, (int64_t)sizeof b, &q->tensor);
     if (q->tensor.ndim != whole->ndim || memcmp(q->tensor.shape, whole->shape, sizeof(int64_t) * (size_t)whole->ndim)) {
-        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s", head->entry->name, a, head->name, b);
+        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s",
+                  head->entry->name, a, head->name, b);
     } else if (q->tensor.dtype != whole->dtype &&
                !(tfm__is_float(q->tensor.dtype) && (tfm__is_float(whole->dtype) || whole->dtype == TFM_F64))) {
-        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s: only floats are converted", head->entry->name, a,
-                  head->name, b);
+        tfm__fail(l->c, TFM_INVALID,
+                  "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s: only floats are converted",
+                  head->entry->name, a, head->name, b);
     } else if (q->writing) {
-        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: '%.100s' is being written: tfm_params_write_end first", head->name);
+        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: '%.100s' is being written: tfm_params_write_end first",
+                  head->name);
     }
     return !tfm__failed(l->c);
 }
@@ -17571,8 +17680,8 @@ static void tfm__group_load(tfm__plan *l, int64_t first, int64_t last) {
     if (!q) {
         const int matrix = whole.ndim > 1 && (tfm__is_float(whole.dtype) || whole.dtype == TFM_F64);
         dtype = l->options->cast && matrix ? l->options->dtype : whole.dtype;
-        if (l->adopt && last - first == 1 && dtype == whole.dtype && !(tfm__rule_transposes(head->rule) && whole.ndim > 1) &&
-            tfm__aligned(whole.data, dtype)) {
+        if (l->adopt && last - first == 1 && dtype == whole.dtype
+            && !(tfm__rule_transposes(head->rule) && whole.ndim > 1) && tfm__aligned(whole.data, dtype)) {
             tfm__params_adopt(l->c, l->p, head->name, dtype, tfm_shape_like(&whole), whole.data);
             return;
         }
@@ -17587,7 +17696,7 @@ static void tfm__group_load(tfm__plan *l, int64_t first, int64_t last) {
         if (!tfm__item_view(l->c, item, &part)) return;
         memcpy(to.shape, part.shape, sizeof to.shape);
         tfm__item_copy(l, item, &to);
-        to.data = (char *)to.data + tfm_numel(&part) * tfm_dtype_size(to.dtype);
+        to.data = tfm__at(&to, tfm_numel(&part));
     }
 }
 
@@ -17604,7 +17713,8 @@ static void tfm__plan_run(tfm__plan *l, int check) {
         if (!check) tfm__group_load(l, first, last);
         else if (tfm__group_view(l, first, last, &whole)) tfm__group_fits(l, &l->items[l->order[first]], &whole);
         for (; first < last; first++) l->items[l->order[first]].done = 1 + !check;
-        if (!check && tfm__progress(l->c, "loading", i + 1, l->count)) tfm__fail(l->c, TFM_CANCELLED, "tfm_params_load: cancelled");
+        if (!check && tfm__progress(l->c, "loading", i + 1, l->count))
+            tfm__fail(l->c, TFM_CANCELLED, "tfm_params_load: cancelled");
     }
 }
 
@@ -17615,12 +17725,13 @@ static void tfm__file_drop(void *file, const void *data, int64_t bytes) {
     const tfm_file *f = (const tfm_file *)file;
     const unsigned char *p = (const unsigned char *)data;
     int64_t i;
-    if (p && f->bytes.mapped && p >= f->bytes.data && p < f->bytes.data + f->bytes.size) tfm__bytes_drop(&f->bytes, data, bytes);
+    if (p && f->bytes.mapped && p >= f->bytes.data && p < f->bytes.data + f->bytes.size)
+        tfm__bytes_drop(&f->bytes, data, bytes);
     for (i = 0; i < f->shard_count; i++) tfm__file_drop(f->shards[i], data, bytes);
 }
 
-/* 1: the memory of f and its shards stays as it is while f is open, and is not needed twice. A file that had to be read into memory is
- * copied from, so that this memory can go. */
+/* 1: the memory of f and its shards stays as it is while f is open, and is not needed twice. A file that had to be
+ * read into memory is copied from, so that this memory can go. */
 static int tfm__file_lasts(const tfm_file *f) {
     int64_t i;
     if (f->bytes.owned && !f->bytes.mapped) return 0;
@@ -17641,7 +17752,8 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
     l.adopt = adopt && tfm__file_lasts(f);
     if (p->sizes_only) return tfm__fail(c, TFM_INVALID, "tfm_params_load: this store has no memory");
     if (!tfm__rules_ok(c, l.options)) return tfm__status(c);
-    if (l.options->cast && !tfm__is_float(l.options->dtype)) return tfm__fail(c, TFM_INVALID, "tfm_params_load: cast to f32, f16 or bf16 only");
+    if (l.options->cast && !tfm__is_float(l.options->dtype))
+        return tfm__fail(c, TFM_INVALID, "tfm_params_load: cast to f32, f16 or bf16 only");
     tfm__plan_walk(&l);
     if (tfm__failed(c)) return tfm__status(c);
     l.order = (int64_t *)tfm__alloc(c, tfm__max64(2 * l.count, 1) * (int64_t)sizeof *l.order);
@@ -17653,8 +17765,10 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
         for (i = 0; i < l.count; i++) l.order[i] = i;
         tfm__sort(l.order, l.count, tfm__item_less, l.items);
         tfm__plan_run(&l, 1);
-        /* The store holds the file before it uses its memory: a failure in between must not leave it with memory that is gone. */
-        if (!tfm__failed(c) && l.adopt && tfm__params_keep(c, p, tfm__file_release, tfm__file_drop, f) == TFM_OK) tfm__atomic_add(&f->holders, 1);
+        /* The store holds the file before it uses its memory: a failure in between must not leave it with memory
+         * that is gone. */
+        if (!tfm__failed(c) && l.adopt && tfm__params_keep(c, p, tfm__file_release, tfm__file_drop, f) == TFM_OK)
+            tfm__atomic_add(&f->holders, 1);
         if (!tfm__failed(c)) tfm__plan_run(&l, 0);
         if (!tfm__failed(c) && l.options->cast) tfm__ignore(tfm_params_cast(c, p, l.options->dtype));
         if (!tfm__failed(c) && !l.options->plain) tfm__ignore(tfm_params_prepare(c, p));
@@ -17674,7 +17788,8 @@ TFM_API tfm_status tfm_params_load_file(tfm_ctx *c, tfm_params *p, tfm_file *f, 
 }
 
 /* Copies, so that the caller's memory is free again. */
-TFM_API tfm_status tfm_params_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size, const tfm_load_options *options) {
+TFM_API tfm_status tfm_params_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
+                                          const tfm_load_options *options) {
     const tfm_status busy = tfm__verb_begin(c);
     tfm_file *f;
     if (busy) return busy;
@@ -17704,7 +17819,7 @@ TFM_API tfm_status tfm_params_load(tfm_ctx *c, tfm_params *p, const char *path, 
 }
 #endif
 
-/* --- writing ---------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 /* Where bytes go: nowhere (they are counted), into memory, or into a new file. */
 typedef struct tfm__sink {
@@ -17784,7 +17899,8 @@ static tfm_status tfm__save_order(tfm_ctx *c, tfm__named *list, int64_t count, i
         const char *name = list[order[i]].name;
         if (!tfm__utf8_valid((const unsigned char *)name, (int64_t)strlen(name)) || !strcmp(name, "__metadata__"))
             return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' cannot be a name in safetensors", name);
-        if (i && !strcmp(name, list[order[i - 1]].name)) return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' is there twice", name);
+        if (i && !strcmp(name, list[order[i - 1]].name))
+            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' is there twice", name);
     }
     tfm__sort(order, count, tfm__named_less, list);
     return TFM_OK;
@@ -17819,8 +17935,11 @@ static void tfm__save_data(tfm__sink *s, const tfm_tensor *t) {
         return;
     }
     for (i = 0; i < n; i++) {
-        const char *from = t->layout == TFM_PANELS ? (const char *)t->panels + ((index[0] / TFM__PANEL * t->shape[1] + index[1]) * TFM__PANEL + index[0] % TFM__PANEL) * size
-                                                   : (const char *)t->data + tfm__offset(t, index) * size;
+        const char *from =
+            t->layout == TFM_PANELS
+                ? (const char *)t->panels
+                      + ((index[0] / TFM__PANEL * t->shape[1] + index[1]) * TFM__PANEL + index[0] % TFM__PANEL) * size
+                : (const char *)t->data + tfm__offset(t, index) * size;
         memcpy(chunk + used, from, (size_t)size);
         used += size;
         if (used == TFM__CHUNK) {
@@ -17851,7 +17970,8 @@ static void tfm__save_to(tfm__sink *s, const tfm__named *list, int64_t count, co
 /* The parameters as a list, in memory of the store's allocator (one block); NULL: none. */
 static tfm__named *tfm__params_list(const tfm_params *p, int64_t **order) {
     const int64_t count = p->count, head = tfm__round_up(count * (int64_t)sizeof(tfm__named), 64);
-    tfm__named *list = (tfm__named *)tfm__alloc_from(&p->allocator, head + tfm__max64(count, 1) * (int64_t)sizeof **order);
+    tfm__named *list =
+        (tfm__named *)tfm__alloc_from(&p->allocator, head + tfm__max64(count, 1) * (int64_t)sizeof **order);
     int64_t i;
     if (!list) return NULL;
     *order = (int64_t *)(void *)((char *)list + head);
@@ -17890,7 +18010,8 @@ TFM_API tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params *p, void 
     } else if (p->sizes_only) {
         tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: this store has no memory");
     } else if (need >= 0 && size < need) {
-        tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: %lld bytes are needed, the buffer has %lld", (long long)need, (long long)size);
+        tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: %lld bytes are needed, the buffer has %lld", (long long)need,
+                  (long long)size);
     } else if (need < 0 || (list = tfm__params_list(p, &order)) == NULL) {
         tfm__fail(c, TFM_OOM, "tfm_params_save_memory: no memory for a list of %lld parameters", (long long)p->count);
     } else {
@@ -17922,7 +18043,8 @@ static tfm_status tfm__replace_begin(tfm_ctx *c, tfm__replace *r, const char *pa
     r->temporary = (char *)tfm__alloc(c, room);
     if (!r->temporary) return TFM_OOM;
     for (attempt = 0; attempt < 100 && r->sink.fd < 0; attempt++) {
-        const uint64_t mix = (uint64_t)(tfm__now() * 1e9) ^ tfm__thread_id() ^ (uint64_t)(uintptr_t)r ^ (uint64_t)attempt << 32;
+        const uint64_t mix =
+            (uint64_t)(tfm__now() * 1e9) ^ tfm__thread_id() ^ (uint64_t)(uintptr_t)r ^ (uint64_t)attempt << 32;
         tfm__format(r->temporary, room, "%s.tmp%08lx", path, (unsigned long)((mix * 0x9E3779B97F4A7C15u) >> 32));
         r->sink.fd = TFM__FD(open)(r->temporary, TFM__CREATE_FLAGS, mode);
     }
@@ -17994,7 +18116,8 @@ TFM_API tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *
     tfm__named *list;
     if (busy) return busy;
     if (!p || !path || p->sizes_only) {
-        tfm__fail(c, TFM_INVALID, "tfm_params_save: %s", p ? path ? "this store has no memory" : "path is NULL" : "params is NULL");
+        tfm__fail(c, TFM_INVALID, "tfm_params_save: %s",
+                  p ? path ? "this store has no memory" : "path is NULL" : "params is NULL");
     } else if ((list = tfm__params_list(p, &order)) == NULL) {
         tfm__fail(c, TFM_OOM, "tfm_params_save: no memory for a list of %lld parameters", (long long)p->count);
     } else {
@@ -18004,15 +18127,19 @@ TFM_API tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *
     return tfm__verb_end(c);
 }
 
-TFM_API tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names, const tfm_tensor *const *tensors, int64_t count) {
+TFM_API tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names,
+                                    const tfm_tensor *const *tensors, int64_t count) {
     const tfm_status busy = tfm__verb_begin(c);
     tfm__named *list = NULL;
     int64_t *order = NULL, i, bytes = 0;
     if (busy) return busy;
-    if (!path || count < 0 || (count && (!names || !tensors)) || !tfm__mul(count, (int64_t)(sizeof *list + sizeof *order), &bytes)) {
-        tfm__fail(c, TFM_INVALID, "tfm_save_tensors: path, names or tensors is NULL, or count is %lld", (long long)count);
+    if (!path || count < 0 || (count && (!names || !tensors))
+        || !tfm__mul(count, (int64_t)(sizeof *list + sizeof *order), &bytes)) {
+        tfm__fail(c, TFM_INVALID, "tfm_save_tensors: path, names or tensors is NULL, or count is %lld",
+                  (long long)count);
     } else if (c->dry) {
-        tfm__fail(c, TFM_INVALID, "tfm_save_tensors: results have no data between tfm_measure_begin and tfm_measure_end");
+        tfm__fail(c, TFM_INVALID,
+                  "tfm_save_tensors: results have no data between tfm_measure_begin and tfm_measure_end");
     } else {
         list = (tfm__named *)tfm__alloc(c, tfm__max64(count * (int64_t)sizeof *list, 1));
         order = (int64_t *)tfm__alloc(c, tfm__max64(count * (int64_t)sizeof *order, 1));
@@ -18021,7 +18148,8 @@ TFM_API tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *co
         list[i].name = names[i];
         list[i].tensor = tensors[i];
         list[i].rank = 0;
-        if (!names[i] || !tfm__alive(tensors[i])) tfm__fail(c, TFM_INVALID, "tfm_save_tensors: name or tensor number %lld is NULL or dead", (long long)i);
+        if (!names[i] || !tfm__alive(tensors[i]))
+            tfm__fail(c, TFM_INVALID, "tfm_save_tensors: name or tensor number %lld is NULL or dead", (long long)i);
     }
     if (list && order && !tfm__failed(c)) tfm__save_file(c, path, list, count, order);
     tfm__free(c, order);
@@ -18037,7 +18165,8 @@ TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size) {
     if (!path) {
         tfm__fail(c, TFM_INVALID, "tfm_read_file: path is NULL");
     } else if (tfm__bytes_open(c, path, &b) == TFM_OK) {
-        data = (char *)tfm__arena_meta(c, b.size + 1); /* real in a dry run too: what is read decides what happens next */
+        data =
+            (char *)tfm__arena_meta(c, b.size + 1); /* real in a dry run too: what is read decides what happens next */
         if (data) {
             if (b.size) memcpy(data, b.data, (size_t)b.size);
             data[b.size] = 0;
@@ -18054,8 +18183,9 @@ TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size) {
 /* ==================================================================================================================
  *  14  MODELS, TOKENIZERS
  *
- *  Checkpoints of known families as a tfm_transformer_config and parameters under tfm_transformer's names, and the tokenizers that
- *  go with them. What a file says about sizes is checked against the size of the file before memory is taken.
+ *  Checkpoints of known families as a tfm_transformer_config and parameters under tfm_transformer's names, and the
+ *  tokenizers that go with them. What a file says about sizes is checked against the size of the file before memory
+ *  is taken.
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED) && !defined(TFM_NO_MODELS)
 
@@ -18072,15 +18202,24 @@ static float tfm__f32_at(const unsigned char *p) {
     return x;
 }
 
-/* --- llama2.c, version 0 ---------------------------------------------------------------------------------------------- */
+/* -- llama2.c, version 0 ------------------------------------------------------------------------------------------- */
 
 enum { TFM__LLAMA2C_HEAD = 28, TFM__LLAMA2C_MAGIC = 0x616b3432 /* first word of versions 1 and 2 */ };
 
 /* Sizes that the rows of tfm__llama2c_parts name. */
-enum { TFM__SIZE_ONE, TFM__SIZE_D, TFM__SIZE_FF, TFM__SIZE_VOCAB, TFM__SIZE_Q, TFM__SIZE_KV, TFM__SIZE_ROPE, TFM__SIZE_COUNT };
+enum {
+    TFM__SIZE_ONE,
+    TFM__SIZE_D,
+    TFM__SIZE_FF,
+    TFM__SIZE_VOCAB,
+    TFM__SIZE_Q,
+    TFM__SIZE_KV,
+    TFM__SIZE_ROPE,
+    TFM__SIZE_COUNT
+};
 
-/* The file's parts in their order; a part of layers has all layers one after the other. Rows from row `q` q's and `kv` kv's of the
- * parameter: queries, keys and values become one in_proj_weight. */
+/* The file's parts in their order; a part of layers has all layers one after the other. Rows from row `q` q's and
+ * `kv` kv's of the parameter: queries, keys and values become one in_proj_weight. */
 static const struct tfm__llama2c_part {
     const char *name;                  /* NULL: not needed (tables of RoPE) */
     int layered, rows, columns;        /* columns TFM__SIZE_ONE: a vector */
@@ -18109,29 +18248,34 @@ typedef struct tfm__llama2c {
     int64_t sizes[TFM__SIZE_COUNT];
     int64_t layers;
     int parts;                         /* rows of the table that the file has */
-    void (*drop)(const void *user, const void *data, int64_t size); /* told what has been copied; NULL: nobody wants to know */
+    void (*drop)(const void *user, const void *data,
+                 int64_t size); /* told what has been copied; NULL: nobody wants to know */
     const void *user;
 } tfm__llama2c;
 
 /* Bytes of one layer of a part. 0: they do not fit. */
 static int tfm__llama2c_bytes(const tfm__llama2c *l, const struct tfm__llama2c_part *part, int64_t *bytes) {
-    return tfm__mul(l->sizes[part->rows], l->sizes[part->columns], bytes) && tfm__mul(*bytes, (int64_t)sizeof(float), bytes);
+    return tfm__mul(l->sizes[part->rows], l->sizes[part->columns], bytes)
+           && tfm__mul(*bytes, (int64_t)sizeof(float), bytes);
 }
 
 static tfm_status tfm__llama2c_head(tfm__llama2c *l, tfm_transformer_config *config) {
-    static const char *const names[7] = {"dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"};
+    static const char *const names[7] = {"dim",        "hidden_dim", "n_layers", "n_heads",
+                                         "n_kv_heads", "vocab_size", "seq_len"};
     int64_t h[7], total = TFM__LLAMA2C_HEAD, bytes = 0;
     int i, fits = 1;
-    if (l->size < TFM__LLAMA2C_HEAD) return tfm__fail(l->c, TFM_FORMAT, "llama2.c: %lld bytes are no checkpoint", (long long)l->size);
+    if (l->size < TFM__LLAMA2C_HEAD)
+        return tfm__fail(l->c, TFM_FORMAT, "llama2.c: %lld bytes are no checkpoint", (long long)l->size);
     for (i = 0; i < 7; i++) h[i] = tfm__i32_at(l->data + 4 * i);
-    if (h[0] == TFM__LLAMA2C_MAGIC) return tfm__fail(l->c, TFM_UNSUPPORTED, "llama2.c: only checkpoints of version 0 are read");
+    if (h[0] == TFM__LLAMA2C_MAGIC)
+        return tfm__fail(l->c, TFM_UNSUPPORTED, "llama2.c: only checkpoints of version 0 are read");
     l->parts = (int)TFM__COUNT(tfm__llama2c_parts) - (h[5] > 0);
     if (h[5] < 0) h[5] = -h[5];
     for (i = 0; i < 7; i++)
         if (h[i] <= 0) return tfm__fail(l->c, TFM_FORMAT, "llama2.c: %s is %lld", names[i], (long long)h[i]);
     if (h[0] % h[3] || h[3] % h[4] || h[0] / h[3] % 2)
-        return tfm__fail(l->c, TFM_FORMAT, "llama2.c: dim %lld, %lld heads, %lld key/value heads do not go together", (long long)h[0], (long long)h[3],
-                         (long long)h[4]);
+        return tfm__fail(l->c, TFM_FORMAT, "llama2.c: dim %lld, %lld heads, %lld key/value heads do not go together",
+                         (long long)h[0], (long long)h[3], (long long)h[4]);
     l->layers = h[2];
     l->sizes[TFM__SIZE_ONE] = 1;
     l->sizes[TFM__SIZE_D] = l->sizes[TFM__SIZE_Q] = h[0];
@@ -18143,8 +18287,11 @@ static tfm_status tfm__llama2c_head(tfm__llama2c *l, tfm_transformer_config *con
         fits = tfm__llama2c_bytes(l, &tfm__llama2c_parts[i], &bytes) &&
                tfm__mul(bytes, tfm__llama2c_parts[i].layered ? l->layers : 1, &bytes) && tfm__add(total, bytes, &total);
     if (!fits || total != l->size)
-        return tfm__fail(l->c, TFM_FORMAT, "llama2.c: a model of dim %lld, hidden_dim %lld, %lld layers, vocabulary %lld takes %lld bytes%s, the file has %lld",
-                         (long long)h[0], (long long)h[1], (long long)h[2], (long long)h[5], (long long)total, fits ? "" : " and more", (long long)l->size);
+        return tfm__fail(l->c, TFM_FORMAT,
+                         "llama2.c: a model of dim %lld, hidden_dim %lld, %lld layers, vocabulary %lld takes %lld "
+                         "bytes%s, the file has %lld",
+                         (long long)h[0], (long long)h[1], (long long)h[2], (long long)h[5], (long long)total,
+                         fits ? "" : " and more", (long long)l->size);
     memset(config, 0, sizeof *config);
     config->kind = TFM_DECODER_ONLY;
     config->position = TFM_POSITION_ROTARY;
@@ -18168,7 +18315,8 @@ static tfm_status tfm__llama2c_head(tfm__llama2c *l, tfm_transformer_config *con
 }
 
 /* One layer's share of a part, `bytes` at `from`, into its parameter. */
-static tfm_status tfm__llama2c_copy(tfm__llama2c *l, const struct tfm__llama2c_part *part, int64_t layer, const unsigned char *from, int64_t bytes) {
+static tfm_status tfm__llama2c_copy(tfm__llama2c *l, const struct tfm__llama2c_part *part, int64_t layer,
+                                    const unsigned char *from, int64_t bytes) {
     const int64_t columns = l->sizes[part->columns];
     const int64_t row = part->after_q * l->sizes[TFM__SIZE_Q] + part->after_kv * l->sizes[TFM__SIZE_KV];
     const int fused = !strcmp(part->name, "self_attn.in_proj_weight");
@@ -18177,7 +18325,8 @@ static tfm_status tfm__llama2c_copy(tfm__llama2c *l, const struct tfm__llama2c_p
     tfm__param *q;
     if (part->layered) tfm__format(name, (int64_t)sizeof name, "decoder.layers.%lld.%s", (long long)layer, part->name);
     else tfm__format(name, (int64_t)sizeof name, "%s", part->name);
-    if (!tfm__params_get(l->c, l->p, name, TFM_F32, part->columns == TFM__SIZE_ONE ? tfm_shape1(rows) : tfm_shape2(rows, columns), NULL))
+    if (!tfm__params_get(l->c, l->p, name, TFM_F32,
+                         part->columns == TFM__SIZE_ONE ? tfm_shape1(rows) : tfm_shape2(rows, columns), NULL))
         return tfm__status(l->c);
     q = tfm__param_of(l->p, name);
     if (tfm__param_unpack(l->c, q) != TFM_OK) return tfm__status(l->c);
@@ -18202,7 +18351,8 @@ static tfm_status tfm__llama2c_run(tfm__llama2c *l, tfm_transformer_config *conf
     return TFM_OK;
 }
 
-TFM_API tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size, tfm_transformer_config *config) {
+TFM_API tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
+                                           tfm_transformer_config *config) {
     const tfm_status busy = tfm__verb_begin(c);
     tfm__llama2c l;
     if (busy) return busy;
@@ -18211,12 +18361,13 @@ TFM_API tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void
     l.p = p;
     l.data = (const unsigned char *)data;
     l.size = size;
-    if (!p || !data || !config || size < 0) tfm__fail(c, TFM_INVALID, "tfm_llama2c_load_memory: params, data or config is NULL, or size negative");
+    if (!p || !data || !config || size < 0)
+        tfm__fail(c, TFM_INVALID, "tfm_llama2c_load_memory: params, data or config is NULL, or size negative");
     else tfm__llama2c_run(&l, config);
     return tfm__verb_end(c);
 }
 
-/* --- tokenizers ------------------------------------------------------------------------------------------------------- */
+/* -- tokenizers ---------------------------------------------------------------------------------------------------- */
 
 enum { TFM__TOKENS_LLAMA2C, TFM__TOKENS_LINES };
 enum { TFM__LLAMA2C_BEGIN = 1, TFM__LLAMA2C_END = 2, TFM__LLAMA2C_BYTES = 3 /* id of byte 0 */ };
@@ -18243,9 +18394,11 @@ static int tfm__token_less(const void *user, int64_t a, int64_t b) {
 }
 
 /* Order of a token against the text a + b. */
-static int tfm__token_order(const tfm_tokenizer *t, int64_t id, const char *a, int64_t a_length, const char *b, int64_t b_length) {
+static int tfm__token_order(const tfm_tokenizer *t, int64_t id, const char *a, int64_t a_length, const char *b,
+                            int64_t b_length) {
     const char *s = tfm__token(t, id);
-    const int64_t length = tfm__token_length(t, id), head = tfm__min64(length, a_length), rest = tfm__min64(length - head, b_length);
+    const int64_t length = tfm__token_length(t, id), head = tfm__min64(length, a_length),
+                  rest = tfm__min64(length - head, b_length);
     int order = head ? memcmp(s, a, (size_t)head) : 0;
     if (!order && rest) order = memcmp(s + head, b, (size_t)rest);
     if (order) return order;
@@ -18253,7 +18406,8 @@ static int tfm__token_order(const tfm_tokenizer *t, int64_t id, const char *a, i
 }
 
 /* The least id whose text is a + b; -1: none. */
-static int64_t tfm__token_find(const tfm_tokenizer *t, const char *a, int64_t a_length, const char *b, int64_t b_length) {
+static int64_t tfm__token_find(const tfm_tokenizer *t, const char *a, int64_t a_length, const char *b,
+                               int64_t b_length) {
     int64_t low = 0, high = t->size;
     while (low < high) {
         const int64_t middle = low + (high - low) / 2;
@@ -18288,7 +18442,8 @@ static tfm_tokenizer *tfm__tokenizer_new(tfm_ctx *c, int kind, int64_t size, int
     t->text = (char *)tfm__alloc_shared(c, bytes + 2 * size + 1, 0);
     t->at = t->text ? (int64_t *)tfm__alloc_shared(c, (size + 1) * (int64_t)sizeof *t->at, 0) : NULL;
     t->sorted = t->at ? (int64_t *)tfm__alloc_shared(c, (size + 1) * (int64_t)sizeof *t->sorted, 0) : NULL;
-    if (t->sorted && kind == TFM__TOKENS_LLAMA2C) t->scores = (float *)tfm__alloc_shared(c, (size + 1) * (int64_t)sizeof *t->scores, 0);
+    if (t->sorted && kind == TFM__TOKENS_LLAMA2C)
+        t->scores = (float *)tfm__alloc_shared(c, (size + 1) * (int64_t)sizeof *t->scores, 0);
     if (t->sorted && (t->scores || kind != TFM__TOKENS_LLAMA2C)) {
         t->at[0] = 0;
         return t;
@@ -18319,14 +18474,18 @@ TFM_API tfm_tokenizer *tfm_tokenizer_llama2c_memory(tfm_ctx *c, const void *data
     tfm_tokenizer *t = NULL;
     int64_t at = 4, i;
     if (tfm__verb_begin(c)) return NULL;
-    if (!data || size < 0 || vocab < 1) tfm__fail(c, TFM_INVALID, "tfm_tokenizer_llama2c: data is NULL, or size or vocab (%lld) is not positive", (long long)vocab);
+    if (!data || size < 0 || vocab < 1)
+        tfm__fail(c, TFM_INVALID, "tfm_tokenizer_llama2c: data is NULL, or size or vocab (%lld) is not positive",
+                  (long long)vocab);
     else if (vocab > (size - 4) / 8)
-        tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_llama2c: %lld tokens do not fit into %lld bytes", (long long)vocab, (long long)size);
+        tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_llama2c: %lld tokens do not fit into %lld bytes", (long long)vocab,
+                  (long long)size);
     else t = tfm__tokenizer_new(c, TFM__TOKENS_LLAMA2C, vocab, size);
     for (i = 0; t && i < vocab && !tfm__failed(c); i++) {
         const int64_t length = size - at >= 8 ? tfm__i32_at(p + at + 4) : -1;
         if (length < 0 || length > size - at - 8 || memchr(p + at + 8, 0, (size_t)length)) {
-            tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_llama2c: token %lld of %lld: its length or a NUL in it is wrong", (long long)i, (long long)vocab);
+            tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_llama2c: token %lld of %lld: its length or a NUL in it is wrong",
+                      (long long)i, (long long)vocab);
         } else {
             t->scores[i] = tfm__f32_at(p + at);
             tfm__tokenizer_put(t, i, p + at + 8, length);
@@ -18334,7 +18493,9 @@ TFM_API tfm_tokenizer *tfm_tokenizer_llama2c_memory(tfm_ctx *c, const void *data
         }
     }
     if (t && !tfm__failed(c) && at != size)
-        tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_llama2c: %lld bytes are left after %lld tokens: another vocabulary size?", (long long)(size - at), (long long)vocab);
+        tfm__fail(c, TFM_FORMAT,
+                  "tfm_tokenizer_llama2c: %lld bytes are left after %lld tokens: another vocabulary size?",
+                  (long long)(size - at), (long long)vocab);
     if (t && tfm__failed(c)) {
         tfm_tokenizer_destroy(t);
         t = NULL;
@@ -18350,8 +18511,11 @@ TFM_API tfm_tokenizer *tfm_tokenizer_lines_memory(tfm_ctx *c, const void *data, 
     if (tfm__verb_begin(c)) return NULL;
     for (i = 0; data && i < size; i++) lines += p[i] == '\n' || i == size - 1;
     if (size < 0 || (size && !data)) tfm__fail(c, TFM_INVALID, "tfm_tokenizer_lines: data is NULL or size negative");
-    else if (unknown < -1 || unknown >= lines) tfm__fail(c, TFM_INVALID, "tfm_tokenizer_lines: unknown is %lld, the ids are 0 to %lld", (long long)unknown, (long long)lines - 1);
-    else if (size && memchr(p, 0, (size_t)size)) tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_lines: there is a NUL in the text");
+    else if (unknown < -1 || unknown >= lines)
+        tfm__fail(c, TFM_INVALID, "tfm_tokenizer_lines: unknown is %lld, the ids are 0 to %lld", (long long)unknown,
+                  (long long)lines - 1);
+    else if (size && memchr(p, 0, (size_t)size))
+        tfm__fail(c, TFM_FORMAT, "tfm_tokenizer_lines: there is a NUL in the text");
     else t = tfm__tokenizer_new(c, TFM__TOKENS_LINES, lines, size);
     for (i = 0; t && i < lines; i++, begin = end + 1) {
         for (end = begin; end < size && p[end] != '\n';) end++;
@@ -18368,7 +18532,7 @@ TFM_API int64_t tfm_tokenizer_find(const tfm_tokenizer *t, const char *token) {
     return t && token ? tfm__token_find(t, token, (int64_t)strlen(token), NULL, 0) : -1;
 }
 
-/* --- text to ids ------------------------------------------------------------------------------------------------------ */
+/* -- text to ids --------------------------------------------------------------------------------------------------- */
 
 /* A pair of neighbours that the vocabulary has as one token. */
 typedef struct tfm__merge { int64_t left, left_id, right_id, id; float score; } tfm__merge;
@@ -18380,7 +18544,9 @@ typedef struct tfm__merger {
     int64_t heap_count;
 } tfm__merger;
 
-static int tfm__merge_before(const tfm__merge *a, const tfm__merge *b) { return a->score > b->score || (!(a->score < b->score) && a->left < b->left); }
+static int tfm__merge_before(const tfm__merge *a, const tfm__merge *b) {
+    return a->score > b->score || (!(a->score < b->score) && a->left < b->left);
+}
 
 static void tfm__merge_swap(tfm__merge *a, tfm__merge *b) {
     const tfm__merge kept = *a;
@@ -18397,12 +18563,13 @@ static void tfm__merge_offer(tfm__merger *m, int64_t left) {
     e->left = left;
     e->left_id = m->ids[left];
     e->right_id = m->ids[right];
-    e->id = tfm__token_find(m->t, tfm__token(m->t, e->left_id), tfm__token_length(m->t, e->left_id), tfm__token(m->t, e->right_id),
-                            tfm__token_length(m->t, e->right_id));
+    e->id = tfm__token_find(m->t, tfm__token(m->t, e->left_id), tfm__token_length(m->t, e->left_id),
+                            tfm__token(m->t, e->right_id), tfm__token_length(m->t, e->right_id));
     e->score = e->id >= 0 ? m->t->scores[e->id] : 0.0f;
     if (e->id < 0 || !(e->score > -1e10f)) return; /* llama2.c's bound; NaN never merges */
     m->heap_count++;
-    for (; i && tfm__merge_before(&m->heap[i], &m->heap[(i - 1) / 2]); i = (i - 1) / 2) tfm__merge_swap(&m->heap[i], &m->heap[(i - 1) / 2]);
+    for (; i && tfm__merge_before(&m->heap[i], &m->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        tfm__merge_swap(&m->heap[i], &m->heap[(i - 1) / 2]);
 }
 
 static tfm__merge tfm__merge_best(tfm__merger *m) {
@@ -18417,7 +18584,8 @@ static tfm__merge tfm__merge_best(tfm__merger *m) {
     return best;
 }
 
-/* Merges the best pair until no pair can be merged, as llama2.c does, but in n log n steps. Returns how many ids are left. */
+/* Merges the best pair until no pair can be merged, as llama2.c does, but in n log n steps. Returns how many ids are
+ * left. */
 static int64_t tfm__merge_all(tfm__merger *m, int64_t count) {
     int64_t i, left = 0;
     for (i = 0; i < count; i++) {
@@ -18428,7 +18596,8 @@ static int64_t tfm__merge_all(tfm__merger *m, int64_t count) {
     while (m->heap_count) {
         const tfm__merge best = tfm__merge_best(m);
         const int64_t right = m->next[best.left];
-        if (m->ids[best.left] != best.left_id || right < 0 || m->ids[right] != best.right_id) continue; /* of another time */
+        if (m->ids[best.left] != best.left_id || right < 0 || m->ids[right] != best.right_id)
+            continue; /* of another time */
         m->ids[best.left] = best.id;
         m->ids[right] = -1;
         m->next[best.left] = m->next[right];
@@ -18442,8 +18611,8 @@ static int64_t tfm__merge_all(tfm__merger *m, int64_t count) {
     return left;
 }
 
-/* The ids of single characters: a space in front, then UTF-8 characters, and bytes for those that the vocabulary lacks. Returns their
- * number, -1: the vocabulary has not even that. */
+/* The ids of single characters: a space in front, then UTF-8 characters, and bytes for those that the vocabulary
+ * lacks. Returns their number, -1: the vocabulary has not even that. */
 static int64_t tfm__llama2c_characters(const tfm_tokenizer *t, const char *text, int64_t *ids) {
     int64_t n = 0, length, i, id;
     ids[n++] = tfm__token_find(t, " ", 1, NULL, 0);
@@ -18459,7 +18628,8 @@ static int64_t tfm__llama2c_characters(const tfm_tokenizer *t, const char *text,
     return n;
 }
 
-static tfm_status tfm__llama2c_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int64_t *ids, int64_t *count) {
+static tfm_status tfm__llama2c_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int64_t *ids,
+                                      int64_t *count) {
     const int64_t room = (int64_t)strlen(text) + 1;
     tfm__merger m;
     int64_t bytes = 0;
@@ -18467,12 +18637,15 @@ static tfm_status tfm__llama2c_encode(tfm_ctx *c, const tfm_tokenizer *t, const 
     *count = 0;
     if (!*text) return TFM_OK;
     *count = tfm__llama2c_characters(t, text, ids);
-    if (*count < 0) return tfm__fail(c, TFM_INVALID, "tfm_tokenizer_encode: the vocabulary has no token for a space or for a byte");
+    if (*count < 0)
+        return tfm__fail(c, TFM_INVALID, "tfm_tokenizer_encode: the vocabulary has no token for a space or for a byte");
     m.t = t;
     m.ids = ids;
     /* every merge offers two pairs more and takes one place away */
-    if (tfm__mul(room, 3 * (int64_t)sizeof *m.heap + 2 * (int64_t)sizeof *m.next, &bytes)) m.heap = (tfm__merge *)tfm__alloc(c, bytes);
-    if (!m.heap) return tfm__failed(c) ? tfm__status(c) : tfm__fail(c, TFM_OOM, "tfm_tokenizer_encode: the text is too long");
+    if (tfm__mul(room, 3 * (int64_t)sizeof *m.heap + 2 * (int64_t)sizeof *m.next, &bytes))
+        m.heap = (tfm__merge *)tfm__alloc(c, bytes);
+    if (!m.heap)
+        return tfm__failed(c) ? tfm__status(c) : tfm__fail(c, TFM_OOM, "tfm_tokenizer_encode: the text is too long");
     m.next = (int64_t *)(void *)(m.heap + 3 * room);
     m.previous = m.next + room;
     *count = tfm__merge_all(&m, *count);
@@ -18481,13 +18654,16 @@ static tfm_status tfm__llama2c_encode(tfm_ctx *c, const tfm_tokenizer *t, const 
 }
 
 /* Words between spaces. */
-static tfm_status tfm__lines_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int64_t *ids, int64_t *count) {
+static tfm_status tfm__lines_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int64_t *ids,
+                                    int64_t *count) {
     *count = 0;
     while (*text) {
         const size_t length = strcspn(text, " ");
         int64_t id = length ? tfm__token_find(t, text, (int64_t)length, NULL, 0) : -1;
         if (length && id < 0) id = t->unknown;
-        if (length && id < 0) return tfm__fail(c, TFM_INVALID, "tfm_tokenizer_encode: \"%.*s\" is not in the vocabulary", (int)tfm__min64((int64_t)length, 100), text);
+        if (length && id < 0)
+            return tfm__fail(c, TFM_INVALID, "tfm_tokenizer_encode: \"%.*s\" is not in the vocabulary",
+                             (int)tfm__min64((int64_t)length, 100), text);
         if (length) ids[(*count)++] = id;
         text += length + (text[length] == ' ');
     }
@@ -18499,7 +18675,8 @@ static int64_t tfm__token_special(const tfm_tokenizer *t, int end) {
     return tfm_tokenizer_find(t, end ? "</s>" : "<s>");
 }
 
-TFM_API tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int begin, int end, int64_t **ids, int64_t *count) {
+TFM_API tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int begin, int end,
+                                        int64_t **ids, int64_t *count) {
     const tfm_status busy = tfm__verb_begin(c);
     int64_t *list = NULL, n = 0;
     if (ids) *ids = NULL;
@@ -18510,7 +18687,8 @@ TFM_API tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, cons
     } else if ((begin && tfm__token_special(t, 0) < 0) || (end && tfm__token_special(t, 1) < 0)) {
         tfm__fail(c, TFM_INVALID, "tfm_tokenizer_encode: the vocabulary has no <s> or </s>");
     } else {
-        list = (int64_t *)tfm__arena_meta(c, ((int64_t)strlen(text) + 3) * (int64_t)sizeof *list); /* real in a dry run: shapes come from it */
+        list = (int64_t *)tfm__arena_meta(c, ((int64_t)strlen(text) + 3)
+                                                 * (int64_t)sizeof *list); /* real in a dry run: shapes come from it */
     }
     if (list) {
         if (begin) list[0] = tfm__token_special(t, 0);
@@ -18525,7 +18703,7 @@ TFM_API tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, cons
     return tfm__verb_end(c);
 }
 
-/* --- ids to text ------------------------------------------------------------------------------------------------------ */
+/* -- ids to text --------------------------------------------------------------------------------------------------- */
 
 static int tfm__hex_digit(char digit) {
     const char *all = "0123456789ABCDEF0123456789abcdef", *found = digit ? strchr(all, digit) : NULL;
@@ -18544,7 +18722,8 @@ TFM_API const char *tfm_tokenizer_piece(const void *tokenizer, int64_t previous,
         if (previous >= 0) s--;
     } else {
         if (previous == TFM__LLAMA2C_BEGIN && s[0] == ' ') s++;
-        if (!strncmp(s, "<0x", 3) && (high = tfm__hex_digit(s[3])) >= 0 && (low = tfm__hex_digit(s[4])) >= 0 && s[5] == '>')
+        if (!strncmp(s, "<0x", 3) && (high = tfm__hex_digit(s[3])) >= 0 && (low = tfm__hex_digit(s[4])) >= 0
+            && s[5] == '>')
             s = t->bytes + 2 * (16 * high + low); /* byte 0 is an empty text */
     }
     if (length) *length = (int64_t)strlen(s);
@@ -18558,12 +18737,14 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
     if (tfm__verb_begin(c)) return NULL;
     memset(&text, 0, sizeof text);
     text.c = c;
-    if (!t || count < 0 || (count && !ids)) tfm__fail(c, TFM_INVALID, "tfm_tokenizer_decode: tokenizer or ids is NULL, or count negative");
+    if (!t || count < 0 || (count && !ids))
+        tfm__fail(c, TFM_INVALID, "tfm_tokenizer_decode: tokenizer or ids is NULL, or count negative");
     tfm__text_bytes(&text, "", 0);
     for (i = 0; i < count && !tfm__failed(c); i++) {
         const char *piece;
         if (ids[i] < 0 || ids[i] >= t->size) {
-            tfm__fail(c, TFM_INVALID, "tfm_tokenizer_decode: id %lld is not in [0, %lld)", (long long)ids[i], (long long)t->size);
+            tfm__fail(c, TFM_INVALID, "tfm_tokenizer_decode: id %lld is not in [0, %lld)", (long long)ids[i],
+                      (long long)t->size);
             break;
         }
         piece = tfm_tokenizer_piece(t, previous, ids[i], &length);
@@ -18578,10 +18759,12 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
     return tfm__failed(c) ? NULL : text.s ? text.s : "";
 }
 
-/* --- from files ------------------------------------------------------------------------------------------------------- */
+/* -- from files ---------------------------------------------------------------------------------------------------- */
 
 #if !defined(TFM_NO_STDIO) && !defined(TFM_NO_FILES)
-static void tfm__llama2c_drop(const void *bytes, const void *data, int64_t size) { tfm__bytes_drop((const tfm__bytes *)bytes, data, size); }
+static void tfm__llama2c_drop(const void *bytes, const void *data, int64_t size) {
+    tfm__bytes_drop((const tfm__bytes *)bytes, data, size);
+}
 
 TFM_API tfm_status tfm_llama2c_load(tfm_ctx *c, tfm_params *p, const char *path, tfm_transformer_config *config) {
     const tfm_status busy = tfm__verb_begin(c);
@@ -18606,7 +18789,8 @@ TFM_API tfm_status tfm_llama2c_load(tfm_ctx *c, tfm_params *p, const char *path,
 
 /* A tokenizer file through its parser of memory; `number` is the parser's last argument. */
 static tfm_tokenizer *tfm__tokenizer_open(tfm_ctx *c, const char *path, int64_t number,
-                                          tfm_tokenizer *(*parse)(tfm_ctx *c, const void *data, int64_t size, int64_t number)) {
+                                          tfm_tokenizer *(*parse)(tfm_ctx *c, const void *data, int64_t size,
+                                                                  int64_t number)) {
     tfm_tokenizer *t = NULL;
     tfm__bytes b;
     if (tfm__verb_begin(c)) return NULL;

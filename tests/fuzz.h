@@ -1,7 +1,7 @@
-/* What the fuzz drivers share. A driver is a file of its own with its own copy of the library:
+/* What the fuzz drivers share. A driver is linked with tests/impl.c (fuzz_cache.c alone has its own copy of the library):
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -DTFM_LIBFUZZER -I. tests/fuzz_safetensors.c -o fuzz -lm       for libFuzzer
- *     cc -g -O1 -fsanitize=address,undefined -I. tests/fuzz_safetensors.c -o fuzz -lm
+ *     cc -g -O1 -fsanitize=address,undefined -I. tests/fuzz_safetensors.c tests/impl.c -o fuzz -lm
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined -DTFM_LIBFUZZER -I. tests/fuzz_safetensors.c tests/impl.c -o fuzz -lm       for libFuzzer
  *     ./fuzz             a fixed number of mutations of the driver's seeds, the same in every run (TFM_FUZZ_RUNS: another number)
  *     ./fuzz FILE...     these files, and mutations of them
  *
@@ -10,8 +10,6 @@
 #ifndef TFM_FUZZ_H
 #define TFM_FUZZ_H
 
-#define TFM_STATIC
-#define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 
 #include <stdio.h>

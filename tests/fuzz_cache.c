@@ -1,4 +1,6 @@
 /* Any bytes as a saved key/value cache: what is accepted is appended to, attended, cut, reordered and saved again. */
+#define TFM_STATIC /* looks at the geometry that a cache says it has */
+#define TRANSFORMER_IMPLEMENTATION
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

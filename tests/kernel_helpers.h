@@ -178,6 +178,7 @@ TEST_UNUSED uint16_t half_nearest(int dtype, float x) {
     const uint16_t infinity = (uint16_t)(dtype == TFM_F16 ? 0x7c00 : 0x7f80), sign = (uint16_t)(signbit(x) ? 0x8000 : 0);
     int exponent;
     double units, whole;
+    if (x == 0) return sign;
     if (isnan(x)) return (uint16_t)(sign | infinity | 1u << (fraction - 1));
     if (isinf(x)) return (uint16_t)(sign | infinity);
     frexp((double)x, &exponent);

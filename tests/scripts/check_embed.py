@@ -5,7 +5,7 @@ import shutil
 from report import Report, available, read, run_all, write, HEADER
 
 ROOT = os.getcwd()
-BASE = os.path.join(ROOT, "build/embed")
+BASE = os.path.join(ROOT, "build/check/embed")
 
 MAIN = """%s
 #include <string.h>

@@ -12,7 +12,7 @@ BUILD = os.path.abspath("build")
 DATA = os.path.abspath(os.path.join(os.environ.get("TFM_SHARED") or "../shared", "data"))
 report = Report("check-examples")
 ISAS = subprocess.run([f"{BUILD}/test-mini/isas"], stdout=subprocess.PIPE, check=True).stdout.decode().split()
-work = os.path.join(BUILD, "examples")
+work = os.path.join(BUILD, "check/examples")
 os.makedirs(work, exist_ok=True)
 
 

@@ -2,10 +2,11 @@
 # Installs into an empty root, and builds a program the way an installed header is used.
 set -eu
 unset MAKEFLAGS MFLAGS
-root=$PWD/build/install
+mkdir -p build/check
+root=$PWD/build/check/install
 rm -rf "$root"
 make --no-print-directory install DESTDIR="$root" PREFIX=/usr >/dev/null
-cat >build/installed.c <<'EOF'
+cat >build/check/installed.c <<'EOF'
 #define TRANSFORMER_IMPLEMENTATION
 #include <transformer.h>
 int main(void) { return tfm_version() != TFM_VERSION; }
@@ -19,8 +20,8 @@ else
     flags="-I$root/usr/include -lm"
 fi
 # shellcheck disable=SC2086
-${CC:-cc} build/installed.c $flags -o build/installed
-build/installed
+${CC:-cc} build/check/installed.c $flags -o build/check/installed
+build/check/installed
 make --no-print-directory uninstall DESTDIR="$root" PREFIX=/usr >/dev/null
 [ -z "$(find "$root" -type f)" ] || { echo "  FAIL uninstall left files"; exit 1; }
 echo "check-install: 1 passed, 0 failed, 0 skipped"

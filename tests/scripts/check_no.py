@@ -25,7 +25,7 @@ if not macros:
 
 
 def build(name, defines):
-    base = f"build/no/{name}"
+    base = f"build/check/no/{name}"
     source = write(base + ".c", "".join(f"#define {d}\n" for d in defines) + SMOKE)
     problem = run_all(["gcc", "-std=c99", *WARNINGS, "-Wno-missing-field-initializers", "-Os", "-I.", "-c", source, "-o", base + ".o"],
                       ["gcc", base + ".o", "-lm", "-o", base], [base])
@@ -39,7 +39,7 @@ report.attempt("all of them", build, "all", macros)
 
 def sizes():
     for name, defines in (("nothing left out", []), ("all left out", macros)):
-        base = "build/no/size"
+        base = "build/check/no/size"
         source = write(base + ".c", "".join(f"#define {d}\n" for d in defines) + '#define TRANSFORMER_IMPLEMENTATION\n#include "transformer.h"\n')
         problem = run_all(["gcc", "-Os", "-I.", "-c", source, "-o", base + ".o"])
         if problem:

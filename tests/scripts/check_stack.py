@@ -49,8 +49,8 @@ def stack_pattern(body):
 
 
 def look(label, compiler, objdump, isas):
-    obj = f"build/stack-{label}.o"
-    problem = run_all(["mkdir", "-p", "build"], [*compiler, "-O2", "-I.", "-c", "tests/impl.c", "-o", obj])
+    obj = f"build/check/stack-{label}.o"
+    problem = run_all(["mkdir", "-p", "build/check"], [*compiler, "-O2", "-I.", "-c", "tests/impl.c", "-o", obj])
     if problem:
         return problem
     seen, bad = {isa: 0 for isa in isas}, []

@@ -22,8 +22,8 @@ def symbols(obj):
 
 def look(name, compiler, flags, prefix=""):
     # position-dependent code: otherwise constant tables of function pointers count as data that is relocated
-    obj = f"build/symbols-{name}.o"
-    os.makedirs("build", exist_ok=True)
+    obj = f"build/check/symbols-{name}.o"
+    os.makedirs("build/check", exist_ok=True)
     problem = run_all([compiler, *flags, "-fno-pic", "-fno-pie", "-I.", "-c", "tests/impl.c", "-o", obj])
     if problem:
         return problem

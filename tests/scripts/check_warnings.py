@@ -29,10 +29,10 @@ int use(int i) {
 ZERO_C, ZERO_CXX = USE.replace("OPEN", "{0}"), USE.replace("OPEN", "{}")
 
 report = Report("check-warnings")
-use_c, use_cxx = write("build/warnings/use.c", ZERO_C), write("build/warnings/use.cc", ZERO_CXX)
+use_c, use_cxx = write("build/check/warnings/use.c", ZERO_C), write("build/check/warnings/use.cc", ZERO_CXX)
 implementation = ["-O2", "-I.", "-c", "tests/impl.c", "-o", "/dev/null"]
 # {0} in C++ is legal, and -Wextra's remark on the fields left out is about nothing else
-zero_cxx = write("build/warnings/zero.cc", ZERO_C)
+zero_cxx = write("build/check/warnings/zero.cc", ZERO_C)
 
 for compiler in available("gcc", "clang"):
     for std in ("c99", "c11"):
