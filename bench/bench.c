@@ -68,7 +68,9 @@ static int prepare_linear(bench_run *r, int64_t set) {
     r->bytes = (double)tfm_dtype_size(r->dtype) * (double)(k * n) + 4.0 * (double)(m * k + m * n);
     return 0;
 }
-static tfm_tensor *call_linear(bench_run *r, tfm_tensor **o) { return tfm_linear(r->c, o[0], o[1], o[2], TFM_ACT_NONE); }
+static tfm_tensor *call_linear(bench_run *r, tfm_tensor **o) {
+    return tfm_linear(r->c, o[0], o[1], o[2], TFM_ACT_NONE);
+}
 
 static int prepare_attention(bench_run *r, int64_t set) {
     int64_t h = r->shape[0], d = r->shape[1], lq = r->shape[2], lk = r->shape[3];
@@ -100,7 +102,9 @@ static int prepare_rows(bench_run *r, int64_t set) {
 }
 static tfm_tensor *call_softmax(bench_run *r, tfm_tensor **o) { return tfm_softmax(r->c, o[0], -1); }
 static tfm_tensor *call_gelu(bench_run *r, tfm_tensor **o) { return tfm_gelu(r->c, o[0]); }
-static tfm_tensor *call_layer_norm(bench_run *r, tfm_tensor **o) { return tfm_layer_norm(r->c, o[0], o[1], o[2], NULL); }
+static tfm_tensor *call_layer_norm(bench_run *r, tfm_tensor **o) {
+    return tfm_layer_norm(r->c, o[0], o[1], o[2], NULL);
+}
 static tfm_tensor *call_rms_norm(bench_run *r, tfm_tensor **o) { return tfm_rms_norm(r->c, o[0], o[1], NULL); }
 static tfm_tensor *call_add(bench_run *r, tfm_tensor **o) { return tfm_add(r->c, o[0], o[1]); }
 
@@ -121,7 +125,9 @@ static int prepare_encoder(bench_run *r, int64_t set) {
     r->flops = (double)r->shape[5] * (2.0 * rows * (4.0 * d * d + 2.0 * d * ff) + 4.0 * rows * (double)r->shape[1] * d);
     return 0;
 }
-static tfm_tensor *call_encoder(bench_run *r, tfm_tensor **o) { return tfm_encoder_forward(r->c, &r->encoder, o[0], NULL); }
+static tfm_tensor *call_encoder(bench_run *r, tfm_tensor **o) {
+    return tfm_encoder_forward(r->c, &r->encoder, o[0], NULL);
+}
 
 static const bench_op ops[] = {
     {"matmul", "m,n,k", "512,512,512", 3, 1, prepare_matmul, call_matmul},
@@ -137,9 +143,12 @@ static const bench_op ops[] = {
 #define OP_COUNT (sizeof ops / sizeof *ops)
 
 static int usage(void) {
-    fprintf(stderr, "usage: bench OP [--shape S] [--isa scalar|neon|avx2|avx512] [--threads N] [--causal] [--dtype f32|f16|bf16]\n"
-                    "             [--runs N] [--cold] [--json]\n");
-    for (size_t i = 0; i < OP_COUNT; i++) fprintf(stderr, "  %-12s --shape %s   (default %s)\n", ops[i].name, ops[i].shape_text, ops[i].default_shape);
+    fprintf(
+        stderr,
+        "usage: bench OP [--shape S] [--isa scalar|neon|avx2|avx512] [--threads N] [--causal] [--dtype f32|f16|bf16]\n"
+        "             [--runs N] [--cold] [--json]\n");
+    for (size_t i = 0; i < OP_COUNT; i++)
+        fprintf(stderr, "  %-12s --shape %s   (default %s)\n", ops[i].name, ops[i].shape_text, ops[i].default_shape);
     fprintf(stderr, "  all          every op with its default shape\n");
     return 2;
 }
@@ -175,7 +184,8 @@ static int parse_shape(const char *text, int64_t *shape, int sizes) {
     return 0;
 }
 
-static int run_op(const bench_op *op, const char *shape, const tfm_options *options, int causal, int dtype, int runs, int cold, int json) {
+static int run_op(const bench_op *op, const char *shape, const tfm_options *options, int causal, int dtype, int runs,
+                  int cold, int json) {
     static bench_run r;
     static double ms[MAX_RUNS], peaks[MAX_RUNS];
     double once, peak, share, rate, set_bytes;
@@ -206,7 +216,7 @@ static int run_op(const bench_op *op, const char *shape, const tfm_options *opti
     once = time_calls(&r, 1);
     if (once < 0) goto failed;
     calls = once > 5e-3 ? 1 : (int64_t)(5e-3 / (once > 1e-8 ? once : 1e-8)) + 1;
-    for (int i = 0; i < runs; i++) {                        /* peak and op in turns, so that both see the same neighbours */
+    for (int i = 0; i < runs; i++) { /* peak and op in turns, so that both see the same neighbours */
         peaks[i] = op->flop_bound ? peak_flops(tfm_isa_name(r.c), tfm_threads(r.c), 0.02)
                                   : peak_copy((int64_t)(set_bytes * (double)r.buffers), tfm_threads(r.c), 0.02);
         once = time_calls(&r, calls);
@@ -222,14 +232,18 @@ static int run_op(const bench_op *op, const char *shape, const tfm_options *opti
     if (json) {
         printf("{\"op\": \"%s\", \"shape\": [", op->name);
         for (int i = 0; i < op->sizes; i++) printf("%s%lld", i ? ", " : "", (long long)r.shape[i]);
-        printf("], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", \"causal\": %s, \"cold\": %s, \"ms\": %.6f, \"%s\": %.3f, \"peak_%s\": %.3f, \"peak_share\": %.4f}\n",
-               tfm_isa_name(r.c), tfm_threads(r.c), tfm_dtype_name(dtype), causal ? "true" : "false", cold ? "true" : "false", once,
-               op->flop_bound ? "gflops" : "gbs", rate * 1e-9, op->flop_bound ? "gflops" : "gbs", peak * 1e-9, share);
+        printf("], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", \"causal\": %s, \"cold\": %s, \"ms\": %.6f, "
+               "\"%s\": %.3f, \"peak_%s\": %.3f, \"peak_share\": %.4f}\n",
+               tfm_isa_name(r.c), tfm_threads(r.c), tfm_dtype_name(dtype), causal ? "true" : "false",
+               cold ? "true" : "false", once, op->flop_bound ? "gflops" : "gbs", rate * 1e-9,
+               op->flop_bound ? "gflops" : "gbs", peak * 1e-9, share);
     } else {
         char text[128] = "";
-        for (int i = 0; i < op->sizes; i++) snprintf(text + strlen(text), sizeof text - strlen(text), "%s%lld", i ? "," : "", (long long)r.shape[i]);
-        printf("%-11s %-24s %-7s %2d thread%s %s%s %-4s %10.4f ms %8.1f %s  %5.1f %% of the %s\n", op->name, text, tfm_isa_name(r.c), tfm_threads(r.c),
-               tfm_threads(r.c) > 1 ? "s" : " ", tfm_dtype_name(dtype), causal ? " causal" : "", cold ? "cold" : "warm", once, rate * 1e-9, op->flop_bound ? "GFLOP/s" : "GB/s",
+        for (int i = 0; i < op->sizes; i++)
+            snprintf(text + strlen(text), sizeof text - strlen(text), "%s%lld", i ? "," : "", (long long)r.shape[i]);
+        printf("%-11s %-24s %-7s %2d thread%s %s%s %-4s %10.4f ms %8.1f %s  %5.1f %% of the %s\n", op->name, text,
+               tfm_isa_name(r.c), tfm_threads(r.c), tfm_threads(r.c) > 1 ? "s" : " ", tfm_dtype_name(dtype),
+               causal ? " causal" : "", cold ? "cold" : "warm", once, rate * 1e-9, op->flop_bound ? "GFLOP/s" : "GB/s",
                100 * share, op->flop_bound ? "FMA peak" : "copy bandwidth");
     }
     tfm_params_destroy(r.params);

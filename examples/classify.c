@@ -31,7 +31,9 @@ int main(int argc, char **argv) {
     if (argc < 2) { fprintf(stderr, "usage: classify IDS.txt [MODEL.safetensors]\n"); goto done; }
     if (!p || (argc > 2 && tfm_params_load(c, p, argv[2], NULL))) goto done;
     tfm_params_strict(p, argc > 2);
-    if (tfm_transformer_init(c, p, "", &config, &model) || tfm_classifier_init(c, p, "classifier", config.block.d_model, CLASSES, TFM_POOL_MEAN, 0, &head)) goto done;
+    if (tfm_transformer_init(c, p, "", &config, &model)
+        || tfm_classifier_init(c, p, "classifier", config.block.d_model, CLASSES, TFM_POOL_MEAN, 0, &head))
+        goto done;
     if (read_ids(c, argv[1], &ids, &lengths)) goto done;
 
     options.source_mask = tfm_mask_padding(lengths);
@@ -39,7 +41,12 @@ int main(int argc, char **argv) {
     y = tfm_softmax(c, tfm_classifier_forward(c, &head, x, lengths), -1);       /* (B, CLASSES) */
     if (!y) goto done;
     for (int64_t b = 0; b < y->shape[0]; b++) {
-        for (int64_t k = 0; k < CLASSES; k++) { int64_t at[2]; at[0] = b; at[1] = k; printf("%s%.4f", k ? " " : "", tfm_get(y, at)); }
+        for (int64_t k = 0; k < CLASSES; k++) {
+            int64_t at[2];
+            at[0] = b;
+            at[1] = k;
+            printf("%s%.4f", k ? " " : "", tfm_get(y, at));
+        }
         printf("\n");
     }
     bad = 0;

@@ -37,7 +37,12 @@ int main(int argc, char **argv) {
     y = tfm_matmul(c, x, tfm_transpose(c, x, 0, 1));                            /* (B, B) */
     if (!y) goto done;
     for (int64_t i = 0; i < y->shape[0]; i++) {
-        for (int64_t j = 0; j < y->shape[1]; j++) { int64_t at[2]; at[0] = i; at[1] = j; printf("%s%7.4f", j ? " " : "", tfm_get(y, at)); }
+        for (int64_t j = 0; j < y->shape[1]; j++) {
+            int64_t at[2];
+            at[0] = i;
+            at[1] = j;
+            printf("%s%7.4f", j ? " " : "", tfm_get(y, at));
+        }
         printf("\n");
     }
     bad = 0;

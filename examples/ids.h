@@ -20,7 +20,14 @@ static int read_ids(tfm_ctx *c, const char *path, tfm_tensor **ids, tfm_tensor *
             values = pass ? (int64_t *)(*ids)->data : NULL;
             while (*s && *s != '\n') {
                 long long id = strtoll(s, &end, 10);
-                if (end == s) { if (*s != ' ' && *s != '\t' && *s != '\r') { fprintf(stderr, "%s: not a number: %.20s\n", path, s); return 1; } s++; continue; }
+                if (end == s) {
+                    if (*s != ' ' && *s != '\t' && *s != '\r') {
+                        fprintf(stderr, "%s: not a number: %.20s\n", path, s);
+                        return 1;
+                    }
+                    s++;
+                    continue;
+                }
                 if (pass) values[rows * longest + n] = id;
                 n++;
                 s = end;

@@ -31,7 +31,9 @@ int main(int argc, char **argv) {
     if (argc < 2) { fprintf(stderr, "usage: tag IDS.txt [MODEL.safetensors]\n"); goto done; }
     if (!p || (argc > 2 && tfm_params_load(c, p, argv[2], NULL))) goto done;
     tfm_params_strict(p, argc > 2);
-    if (tfm_transformer_init(c, p, "", &config, &model) || tfm_classifier_init(c, p, "classifier", config.block.d_model, TAGS, TFM_POOL_MEAN, 1, &head)) goto done;
+    if (tfm_transformer_init(c, p, "", &config, &model)
+        || tfm_classifier_init(c, p, "classifier", config.block.d_model, TAGS, TFM_POOL_MEAN, 1, &head))
+        goto done;
     if (read_ids(c, argv[1], &ids, &lengths)) goto done;
 
     options.source_mask = tfm_mask_padding(lengths);

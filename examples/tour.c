@@ -15,14 +15,20 @@ static const char *shape(const tfm_tensor *t) {
     static int turn;
     char *s = text[turn++ & 3];
     size_t n = (size_t)snprintf(s, 64, "(");
-    for (int i = 0; t && i < t->ndim; i++) n += (size_t)snprintf(s + n, 64 - n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
+    for (int i = 0; t && i < t->ndim; i++)
+        n += (size_t)snprintf(s + n, 64 - n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
     snprintf(s + n, 64 - n, ")");
     return t ? s : "(error)";
 }
 
-static void step(int number, const char *title) { printf("\n\n%d. %s\n", number, title); for (size_t i = 0; i < strlen(title) + 3; i++) putchar('-'); puts(""); }
+static void step(int number, const char *title) {
+    printf("\n\n%d. %s\n", number, title);
+    for (size_t i = 0; i < strlen(title) + 3; i++) putchar('-');
+    puts("");
+}
 
-static void numbers(const char *name, const tfm_tensor *t, int64_t row, int64_t count) {   /* the first numbers of a row of (1, L, d) */
+static void numbers(const char *name, const tfm_tensor *t, int64_t row,
+                    int64_t count) { /* the first numbers of a row of (1, L, d) */
     int64_t at[3] = {0, row, 0};
     printf("   %-22s", name);
     for (at[2] = 0; at[2] < count; at[2]++) printf("%7.2f", tfm_get(t, at));
@@ -34,7 +40,10 @@ static void draw_mask(tfm_ctx *c, const char *title, const tfm_mask *mask) {
     printf("   %s, shape %s\n", title, shape(m));
     for (int64_t i = 0; m && i < LENGTH; i++) {
         printf("      ");
-        for (int64_t j = 0; j < LENGTH; j++) { int64_t at[4] = {0, 0, i, j}; printf("%s", tfm_get(m, at) < 0 ? " ." : " #"); }
+        for (int64_t j = 0; j < LENGTH; j++) {
+            int64_t at[4] = {0, 0, i, j};
+            printf("%s", tfm_get(m, at) < 0 ? " ." : " #");
+        }
         puts("");
     }
 }
@@ -67,18 +76,24 @@ int main(void) {
     config.encoder_layers = config.decoder_layers = 2;
     config.source_vocab = config.target_vocab = VOCABULARY;
     if (!p || tfm_transformer_init(c, p, "", &config, &model)) goto failed;
-    printf("transformer.h %d.%d.%d on this machine: instruction set %s, %d thread(s)\n", TFM_VERSION_MAJOR, TFM_VERSION_MINOR, TFM_VERSION_PATCH, tfm_isa_name(c), tfm_threads(c));
+    printf("transformer.h %d.%d.%d on this machine: instruction set %s, %d thread(s)\n", TFM_VERSION_MAJOR,
+           TFM_VERSION_MINOR, TFM_VERSION_PATCH, tfm_isa_name(c), tfm_threads(c));
 
     step(1, "Words become numbers (tokens)");
     ids = tfm_from(c, TFM_I64, TFM_SHAPE(1, LENGTH), sentence);
-    for (int i = 0; i < LENGTH; i++) { labels[i] = words[sentence[i]]; printf("   %s -> %lld\n", labels[i], (long long)sentence[i]); }
-    printf("   ids %s: one sentence of %d tokens. \"the\" stands there twice and has one number.\n", shape(ids), LENGTH);
+    for (int i = 0; i < LENGTH; i++) {
+        labels[i] = words[sentence[i]];
+        printf("   %s -> %lld\n", labels[i], (long long)sentence[i]);
+    }
+    printf("   ids %s: one sentence of %d tokens. \"the\" stands there twice and has one number.\n", shape(ids),
+           LENGTH);
 
     step(2, "Each number becomes a vector (embedding), and its place is added (position)");
     x = tfm_embedding_forward(c, &model.source_embedding, ids);
     positions = tfm_sinusoidal(c, TFM_POSITION_SINUSOIDAL, 0, LENGTH, D_MODEL);
     if (!positions) goto failed;
-    printf("   the table has a row for each of the %lld words: %s; looked up: %s\n", (long long)model.source_embedding.weight->shape[0], shape(model.source_embedding.weight), shape(x));
+    printf("   the table has a row for each of the %lld words: %s; looked up: %s\n",
+           (long long)model.source_embedding.weight->shape[0], shape(model.source_embedding.weight), shape(x));
     numbers("\"the\" (place 0)", x, 0, 6);
     numbers("\"the\" (place 4)", x, 4, 6);
     x = tfm_add(c, x, positions);
@@ -91,7 +106,8 @@ int main(void) {
     attention.weights = &weights;
     y = tfm_unsqueeze(c, x, 1);
     y = tfm_attention(c, y, y, y, &attention);
-    printf("   here Q = K = V = the vectors %s, the weights are %s; every row sums to 1:\n\n", shape(x), shape(weights));
+    printf("   here Q = K = V = the vectors %s, the weights are %s; every row sums to 1:\n\n", shape(x),
+           shape(weights));
     look.row_labels = look.column_labels = labels;
     look.title = "who looks (row) at whom (column)";
     weights = tfm_select(c, tfm_select(c, weights, 0, 0), 0, 0);
@@ -107,7 +123,8 @@ int main(void) {
     step(5, "Several heads look for different things (multi-head attention)");
     heads.mask = causal; heads.need_weights = 2; heads.weights = &weights;
     y = tfm_mha_forward(c, &model.encoder.layers[0].self_attn, x, x, x, &heads);
-    printf("   in %s -> %d heads of %d numbers, weights %s, causal -> out %s\n\n", shape(x), HEADS, D_MODEL / HEADS, shape(weights), shape(y));
+    printf("   in %s -> %d heads of %d numbers, weights %s, causal -> out %s\n\n", shape(x), HEADS, D_MODEL / HEADS,
+           shape(weights), shape(y));
     weights = tfm_select(c, tfm_select(c, weights, 0, 0), 0, 0);
     if (!weights) goto failed;
     look.title = "head 0, causal: the upper right is empty";
@@ -119,7 +136,8 @@ int main(void) {
     step(6, "A stack of layers reads the sentence (encoder)");
     memory = tfm_transformer_encode(c, &model, ids, NULL);
     if (!memory) goto failed;
-    printf("   %lld layers, each: attention, add, norm, feed-forward, add, norm. %s -> %s\n", (long long)model.encoder.count, shape(ids), shape(memory));
+    printf("   %lld layers, each: attention, add, norm, feed-forward, add, norm. %s -> %s\n",
+           (long long)model.encoder.count, shape(ids), shape(memory));
     numbers("\"cat\" in context", memory, 1, 6);
 
     step(7, "Another stack writes an answer, word by word (decoder)");
@@ -127,15 +145,18 @@ int main(void) {
     whole.output = TFM_OUTPUT_SOFTMAX;
     probabilities = tfm_transformer_decode(c, &model, target, memory, &whole);
     if (!probabilities) goto failed;
-    printf("   it has written \"<start> the dog\" %s, sees the memory %s, and gives each next word a probability: %s\n", shape(target), shape(memory), shape(probabilities));
+    printf("   it has written \"<start> the dog\" %s, sees the memory %s, and gives each next word a probability: %s\n",
+           shape(target), shape(memory), shape(probabilities));
     for (int64_t v = 0; v < VOCABULARY; v++) {
         int64_t at[3] = {0, 2, v};
         printf("      %-8s %5.1f %% ", words[v], 100 * tfm_get(probabilities, at));
         for (int bar = 0; bar < (int)(100 * tfm_get(probabilities, at)); bar++) putchar('#');
         puts("");
     }
-    printf("   sum of the row: %.6f\n", tfm_item(tfm_sum(c, tfm_select(c, tfm_select(c, probabilities, 0, 0), 0, 2), tfm_shape_of(0, NULL), 0)));
-    puts("\n   The weights of this model are random, so the answer is a guess. Training makes it a good one; the shapes stay the same.");
+    printf("   sum of the row: %.6f\n",
+           tfm_item(tfm_sum(c, tfm_select(c, tfm_select(c, probabilities, 0, 0), 0, 2), tfm_shape_of(0, NULL), 0)));
+    puts("\n   The weights of this model are random, so the answer is a guess. Training makes it a good one; the "
+         "shapes stay the same.");
     if (tfm_error(c)[0]) goto failed;
     tfm_params_destroy(p);
     tfm_destroy(c);
