@@ -1,4 +1,4 @@
-/* transformer.h - run and train Transformers from one C header                                          version 0.1.0
+/* transformer.h - run Transformers from one C header                                                    version 0.1.0
  *
  * SPDX-License-Identifier: MIT (full text in LICENSE)
  *
@@ -29,7 +29,9 @@
  *
  *     cc -O2 app.c -lm
  *
- * That line is enough with gcc and clang, as C99, C11 or C++17 (glibc before 2.34 adds -pthread).
+ * That line is enough with gcc and clang, as C99, C11 or C++17 (glibc before 2.34 adds -pthread). The declarations are
+ * clean under every usual warning of C and C++; the implementation uses C's casts, so a C++ project with
+ * -Wold-style-cast gives it a source file of its own, which may as well be C.
  *
  *
  * CONTENTS OF THIS FILE (search for the number and two spaces, e.g. "9  MASKS")
@@ -40,6 +42,8 @@
  *      7  TENSORS      8  OPS         9  MASKS, ATTENTION, CACHE   10  LAYERS     12  GENERATION
  *     13  FILES       14  MODELS, TOKENIZERS
  *     A chapter uses only the chapters above it. Chapter 11, training, is not there yet: results are recorded for it.
+ *     To read it as a book, begin with 8 (an op from check to result), 9 (attention) and 10 (what models are made of);
+ *     4 is where the time goes.
  *
  *
  * CONFIGURATION MACROS (define before the include; the same wherever the header is included, unless marked "impl")
@@ -53,7 +57,7 @@
  *                                  needed by a renamed copy on compilers without __FILE_NAME__ (gcc before 12)
  *     TFM_NO_AVX512, TFM_NO_AVX2, TFM_NO_NEON, TFM_NO_SIMD   impl   leave instruction sets out
  *     TFM_NO_THREADS        impl   no thread pool (options.parallel_for still works)
- *     TFM_NO_STDIO                 no FILE, no file names: everything from and to memory
+ *     TFM_NO_STDIO                 no FILE, no file names: everything from and to memory (snprintf is still needed)
  *     TFM_NO_GENERATION, TFM_NO_FILES, TFM_NO_MODELS         leave chapters out
  *
  *
@@ -62,6 +66,7 @@
  *   Shapes and names are PyTorch's: row-major, (batch, heads, length, head size) for attention, (batch, length,
  *   d_model) for layers ("batch_first" is the only layout), weight (out, in) for linear. Sizes are int64_t, up to 6
  *   dimensions.
+ *   What all functions have in common (errors, who owns what) stands in front of the public API, and is not repeated.
  *   dtypes: f32, f16, bf16 compute (always with f32 accumulation and without widening a whole operand); i64, i32,
  *   i8, u8, bool index and select; f64 is stored and converted.
  *   Option structs: all zero is every default, so `= {0}` (C++: `= {}`) is always right.
@@ -71,8 +76,9 @@
  *   unasked or leaks.
  *   Masks have polarity in their name: keep (true = attend, scaled_dot_product_attention), ignore (true = do not
  *   attend, MultiheadAttention), nonzero (0 = do not attend), bias (0 / -inf, added). Causal alignment is never
- *   implied: TFM_CAUSAL_TOP_LEFT (query i sees keys 0..i: PyTorch), TFM_CAUSAL_BOTTOM_RIGHT (the last query sees the
- *   last key: decoding with a cache), or an explicit offset.
+ *   guessed from sizes: TFM_CAUSAL_TOP_LEFT (query i sees keys 0..i: PyTorch), TFM_CAUSAL_BOTTOM_RIGHT (the last query
+ *   sees the last key: decoding with a cache), or an explicit offset. A layer that appends to a cache takes top-left
+ *   for bottom-right; the decoder of a tfm_transformer is causal unless told otherwise.
  *
  *
  * MEMORY
@@ -80,9 +86,11 @@
  *   Results live in the context's arena. tfm_mark / tfm_rewind bracket a step; tfm_keep lets one result survive.
  *   Using a result after its rewind is an error, not a crash. A repeated step takes no memory from the allocator
  *   after its first run.
- *   Parameters, caches, sessions, files and tokenizers have their own destroy.
- *   tfm_measure_begin/_end and tfm_transformer_measure tell what calls or models need before they run;
- *   options.memory_limit caps it.
+ *   A context holds about 1.1 MiB with one thread and 1 MiB more for each further one; its arena grows on demand.
+ *   Parameters, caches, sessions, files and tokenizers have their own destroy and outlive the context. The parameters
+ *   must outlive what uses them. A view of a parameter dangles after tfm_params_prepare, _cast and _write_begin.
+ *   tfm_measure_begin/_end and tfm_transformer_measure tell what calls or models need before they run.
+ *   options.memory_limit caps what the context holds; for what outlives it, it bounds each block by itself.
  *
  *
  * NUMBERS
@@ -109,10 +117,11 @@
  *
  * LIMITS
  *
- *   CPU only. f64 and integers are stored, not computed with. At most 6 dimensions. Little-endian machines. NEON is
- *   tested by emulation only. On 64-bit Windows gcc uses plain C kernels (it cannot align the stack for wide vectors
- *   there); clang does not have this limit. Resource use for hostile files is bounded by a small multiple of the
- *   file's size; see SECURITY.md.
+ *   CPU only, no training yet. f64 and integers are stored, not computed with. At most 6 dimensions; heads of up to
+ *   65536; names of parameters up to 480 bytes. Dropout of attention resolves its probability to 1/65536. Little-endian
+ *   machines with a C library (memory, strings, snprintf, math, a clock, getenv). NEON is tested by emulation only. On
+ *   64-bit Windows gcc uses plain C kernels (it cannot align the stack for wide vectors there); clang does not have
+ *   this limit. Resource use for hostile files is bounded by a small multiple of the file's size; see SECURITY.md.
  *
  * ================================================================================================================== */
 
@@ -214,6 +223,21 @@ typedef struct tfm_file tfm_file;        /* an open safetensors file */
 typedef struct tfm_tokenizer tfm_tokenizer;
 
 /* ------------------------------------------------------------------------------------------------------------------
+ *  What holds for every function below, unless its comment says otherwise
+ *
+ *  - One that returns tfm_tensor * or another pointer gives NULL and sets the context's error; one that returns
+ *    tfm_status gives the status of the error. With an error set already nothing is done. Functions without a context
+ *    set no error: counts of NULL are 0, names are NULL.
+ *  - A tensor argument that is NULL, dead or of another context is an error, so calls may be nested and checked once;
+ *    parameters are of no context. "or NULL" marks what may be left out. What is taken const is not changed.
+ *  - Tensors, texts and arrays that come back lie in the context's arena: they live until a tfm_rewind below them or
+ *    tfm_destroy. What has a _destroy (or _close) belongs to the caller; all of these take NULL.
+ *  - Inputs may have any strides. Option structs and the arrays they point to are read during the call only; the
+ *    options of tfm_create are copied. Strings are UTF-8 and end in NUL.
+ *  - Sizes: B batch, L length, Lq queries, Lk keys, H heads, Hkv key/value heads, d size of a head or of a vector.
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+/* ------------------------------------------------------------------------------------------------------------------
  *  Context
  * ---------------------------------------------------------------------------------------------------------------- */
 
@@ -230,34 +254,40 @@ enum { TFM_LOG_DEBUG = 0, TFM_LOG_INFO = 1, TFM_LOG_WARNING = 2, TFM_LOG_ERROR =
 
 /* Options of a context. All zero = every default. */
 typedef struct tfm_options {
-    int threads;             /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone */
+    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone. Each takes 1 MiB of scratch */
+    int threads;
     /* NULL: environment TFM_ISA, else the best; "scalar", "neon", "avx2", "avx512": only lowers */
     const char *isa;
     uint64_t seed;           /* of tfm_randn and dropout; every value is a good seed */
-    int64_t memory_limit;    /* bytes this context may hold; 0: no limit */
+    /* bytes this context may hold; 0: no limit. What outlives it (parameters, caches, sessions, files) is not counted,
+     * but no single block of it may be larger than what the limit leaves */
+    int64_t memory_limit;
     int spin_us;             /* how long workers spin after a job before they park; 0: 50, negative: park at once */
     tfm_allocator allocator;
     /* Replaces the pool: call run(arg, i) once for each i in [0, count), in any order, on any threads, and return
      * when all are done. count never exceeds `threads` (which must then be set). */
     void (*parallel_for)(void *user, int count, void (*run)(void *arg, int i), void *arg);
     void *parallel_user;
-    void (*log)(void *user, int level, const char *message);                              /* NULL: silence */
-    int (*progress)(void *user, const char *what, int64_t done, int64_t total);           /* non-zero cancels */
+    void (*log)(void *user, int level, const char *message);  /* NULL: silence. This version has nothing to say yet */
+    /* Loading ("loading", tensors), tfm_generate ("generating", ids) and beam search ("beam search", ids) say how far
+     * they are; non-zero cancels them */
+    int (*progress)(void *user, const char *what, int64_t done, int64_t total);
     void *hook_user;         /* passed to log and progress */
 } tfm_options;
 
 /* Makes a context. options NULL = defaults. NULL only when memory is out (or the allocator is half given); any other
- * failure gives a context whose tfm_error says why (unknown isa, ...). */
+ * failure gives a context whose tfm_error says why (unknown isa, ...) and that does nothing. With one thread it holds
+ * about 1.1 MiB, with each further one 1 MiB more; the arena grows on demand, by 1 MiB or more where there is room. */
 TFM_API tfm_ctx *tfm_create(const tfm_options *options);
 
-/* Frees the context and everything in its arena. NULL is fine. Parameters, caches, sessions and files live on: they
- * have their own destroy, and must be destroyed with a context that uses the same allocator or with NULL. */
+/* Frees the context and everything in its arena. NULL is fine. Parameters, caches, sessions, files and tokenizers live
+ * on: they remember their allocator, which must outlive them, and have their own destroy. */
 TFM_API void tfm_destroy(tfm_ctx *c);
 
 /* The first error since tfm_create or tfm_clear (that of tfm_create itself stays): op, argument, shapes, what was
  * expected; "" when there is none. NULL: "out of memory". The text lives until the next tfm_clear. */
 TFM_API const char *tfm_error(const tfm_ctx *c);
-TFM_API tfm_status tfm_status_of(const tfm_ctx *c);            /* the status that belongs to tfm_error */
+TFM_API tfm_status tfm_status_of(const tfm_ctx *c);            /* the status of tfm_error; TFM_OOM for NULL */
 TFM_API const char *tfm_status_name(tfm_status status);        /* "ok", "invalid", ... */
 TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the error and a pending tfm_cancel */
 
@@ -265,36 +295,49 @@ TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the er
  * and from a signal handler. */
 TFM_API void tfm_cancel(tfm_ctx *c);
 
-TFM_API const char *tfm_isa_name(const tfm_ctx *c);            /* "scalar", "neon", "avx2", "avx512" */
+/* The instruction set in use: "scalar", "neon", "avx2", "avx512". */
+TFM_API const char *tfm_isa_name(const tfm_ctx *c);
 TFM_API int tfm_isa_supported(const char *name);               /* 1: this machine and build can run it */
-TFM_API int tfm_threads(const tfm_ctx *c);
+TFM_API int tfm_threads(const tfm_ctx *c);                     /* threads of an op, the caller among them */
 TFM_API int tfm_version(void);                                 /* TFM_VERSION of the implementation */
-TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed);              /* restarts the context's random numbers */
+/* Restarts the context's random numbers: creation, initialisation of layers and dropout then repeat (Philox4x32-10,
+ * Salmon et al. 2011). Sampling of ids has its own seed. */
+TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed);
 
-/* Memory. Results of ops live in the context's arena until a rewind below them or tfm_destroy. */
+/* Memory. Results of ops live in the context's arena until a rewind below them or tfm_destroy. All three rewind or mark
+ * with an error set too, so a loop gets its memory back after a failed step (tfm_keep then gives NULL). Marks nest:
+ * rewinding to one makes those behind it invalid, and using such a mark, or another context's, is an error. Memory goes
+ * back to the arena, not to the allocator: a repeated step takes none. */
 typedef struct tfm_marker { int64_t position[4]; } tfm_marker;
 TFM_API tfm_marker tfm_mark(tfm_ctx *c);                       /* remembers the arena's top */
-/* frees all results made since; their use is an error afterwards */
+/* Frees all results made since. Using such a tensor afterwards is an error; texts and arrays are simply gone. Refused
+ * while the tape needs them (tfm_tape_clear). */
 TFM_API void tfm_rewind(tfm_ctx *c, tfm_marker mark);
-/* tfm_rewind, but t survives (its data may move). Returns t. */
+/* tfm_rewind, but t survives: the struct stays, its data may move. A view survives with the memory it shows. Returns
+ * t. */
 TFM_API tfm_tensor *tfm_keep(tfm_ctx *c, tfm_marker mark, tfm_tensor *t);
 
 typedef struct tfm_memory {
     /* bytes of results now, and at most since the context was made or tfm_memory_reset */
     int64_t arena_used, arena_peak;
     int64_t held, held_peak;         /* bytes taken from the allocator through this context */
-    int64_t allocations;             /* calls of the allocator so far */
+    int64_t allocations;             /* how often this context asked the allocator so far */
 } tfm_memory;
+/* What the context holds now: scratch, arena and tensor structs. What outlives it is not counted: see
+ * tfm_params_bytes and tfm_cache_memory. */
 TFM_API tfm_memory tfm_memory_usage(const tfm_ctx *c);
 TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start again from what is used now */
 
 /* Between measure_begin and measure_end ops check and count but compute nothing: their results have shapes and no
- * readable data. measure_end rewinds to where it began and says what the calls in between would have needed. Any
- * model code can be asked this way how much memory it takes, before a byte of it is taken. */
+ * readable data. measure_end rewinds to where it began and says what the calls in between would have needed: of the
+ * arena (arena_peak), and of the allocator (held_peak: with scratch, and with parameters and caches made in between,
+ * as if nothing had run before). Any model code can be asked this way how much memory it takes, before that memory is
+ * taken; only names and small structs are. Parameters made in between have sizes but no values, and are of use until
+ * measure_end only. A measurement cannot be nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
-/* Per-op profile. */
+/* Per-op profile: time, useful work and memory traffic of each op and shape. Off until tfm_profile_start. */
 typedef struct tfm_profile_row {
     const char *op;
     int ndim;
@@ -303,10 +346,12 @@ typedef struct tfm_profile_row {
     int64_t calls;                   /* rows of equal op and shape are added up */
 } tfm_profile_row;
 TFM_API void tfm_profile_start(tfm_ctx *c);              /* clears the rows and starts timing every op */
-TFM_API void tfm_profile_stop(tfm_ctx *c);
-TFM_API int64_t tfm_profile_count(const tfm_ctx *c);
+TFM_API void tfm_profile_stop(tfm_ctx *c);               /* stops timing; the rows stay */
+TFM_API int64_t tfm_profile_count(const tfm_ctx *c);     /* how many rows there are */
+/* Copies row `index`; TFM_INVALID without an error of the context when there is none. */
 TFM_API TFM_CHECK tfm_status tfm_profile_get(const tfm_ctx *c, int64_t index, tfm_profile_row *row);
-/* The rows as a table (op, shape, calls, ms, share, GFLOP/s or GB/s), in the arena. */
+/* The rows as a table (op, shape, calls, ms, share, GFLOP/s or GB/s), in the arena; the costly ones first (they are
+ * sorted in place). */
 TFM_API const char *tfm_profile(tfm_ctx *c);
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -335,7 +380,8 @@ enum { TFM_STRIDED = 0, TFM_PANELS = 1 };
 
 typedef struct tfm_shape { int ndim; int64_t dim[TFM_MAX_DIMS]; } tfm_shape;
 
-/* TFM_SHAPE(2, 3, 4): a shape by value, 1 to 6 sizes. A scalar: tfm_shape_of(0, NULL). */
+/* TFM_SHAPE(2, 3, 4): a shape by value, 1 to 6 sizes. A scalar: tfm_shape_of(0, NULL). These functions check nothing:
+ * what takes the shape does. */
 #define TFM_SHAPE(...)                                                                                      \
     TFM__SHAPE_PICK(__VA_ARGS__, tfm_shape6, tfm_shape5, tfm_shape4, tfm_shape3, tfm_shape2, tfm_shape1, 0) \
     (__VA_ARGS__)
@@ -347,14 +393,15 @@ TFM_API tfm_shape tfm_shape4(int64_t a, int64_t b, int64_t c, int64_t d);
 TFM_API tfm_shape tfm_shape5(int64_t a, int64_t b, int64_t c, int64_t d, int64_t e);
 TFM_API tfm_shape tfm_shape6(int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f);
 TFM_API tfm_shape tfm_shape_of(int ndim, const int64_t *dim);
-TFM_API tfm_shape tfm_shape_like(const tfm_tensor *t);
+TFM_API tfm_shape tfm_shape_like(const tfm_tensor *t);         /* the shape of t; that of a scalar for NULL */
 
-TFM_API int64_t tfm_numel(const tfm_tensor *t);
+TFM_API int64_t tfm_numel(const tfm_tensor *t);                /* number of elements; 0 for NULL */
+/* 1: the elements lie row-major without gaps, so t->data is an array of tfm_numel(t). 0 for a packed parameter. */
 TFM_API int tfm_is_contiguous(const tfm_tensor *t);
-TFM_API const char *tfm_dtype_name(int dtype);                 /* "f32", ... */
-TFM_API int64_t tfm_dtype_size(int dtype);                     /* bytes of an element */
+TFM_API const char *tfm_dtype_name(int dtype);                 /* "f32", ...; "unknown" */
+TFM_API int64_t tfm_dtype_size(int dtype);                     /* bytes of an element; 0: no such dtype */
 
-/* Creation. All return NULL after setting the sticky error. */
+/* Creation: contiguous, 64-byte aligned, in the arena. A size may be 0. */
 TFM_API tfm_tensor *tfm_empty(tfm_ctx *c, int dtype, tfm_shape shape);      /* not initialised */
 /* f32, like all below unless they name a dtype */
 TFM_API tfm_tensor *tfm_zeros(tfm_ctx *c, tfm_shape shape);
@@ -362,75 +409,95 @@ TFM_API tfm_tensor *tfm_ones(tfm_ctx *c, tfm_shape shape);
 TFM_API tfm_tensor *tfm_full(tfm_ctx *c, int dtype, tfm_shape shape, double value);
 TFM_API tfm_tensor *tfm_randn(tfm_ctx *c, tfm_shape shape);                 /* normal, mean 0, deviation 1 */
 TFM_API tfm_tensor *tfm_uniform(tfm_ctx *c, tfm_shape shape, float low, float high); /* in [low, high) */
+/* (n): start, start + step, ... as long as it is before end, as torch.arange. */
 TFM_API tfm_tensor *tfm_arange(tfm_ctx *c, int dtype, double start, double end, double step);
-TFM_API tfm_tensor *tfm_from(tfm_ctx *c, int dtype, tfm_shape shape, const void *data);  /* copies */
-/* no copy: data must outlive the tensor */
+/* Copies tfm_numel elements of dtype from data, row-major. */
+TFM_API tfm_tensor *tfm_from(tfm_ctx *c, int dtype, tfm_shape shape, const void *data);
+/* The caller's memory as a tensor, no copy: aligned to the element, and it must outlive the tensor and its views.
+ * Strides count elements and are 0 or more. */
 TFM_API tfm_tensor *tfm_wrap(tfm_ctx *c, int dtype, tfm_shape shape, void *data);
 TFM_API tfm_tensor *tfm_wrap_strided(tfm_ctx *c, int dtype, tfm_shape shape, const int64_t *stride, void *data);
 
-/* Views: no copy, they see later changes of the base. Negative dim counts from the end; negative positions too where
- * PyTorch allows them. */
-/* one size may be -1; copies only when strides leave no other way */
+/* Views: no copy, they see later changes of the base and go with it in a rewind. Any dtype. Negative dim counts from
+ * the end; negative positions too where PyTorch allows them. A view of a parameter dangles once tfm_params_prepare,
+ * tfm_params_cast or tfm_params_write_begin has given it other memory: make it again. */
+/* The same elements in row-major order as shape; one size may be -1. Copies only when strides leave no other way. */
 TFM_API tfm_tensor *tfm_reshape(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);
 /* as reshape, but an error instead of a copy */
 TFM_API tfm_tensor *tfm_view(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);
-TFM_API tfm_tensor *tfm_transpose(tfm_ctx *c, const tfm_tensor *t, int dim0, int dim1);
+TFM_API tfm_tensor *tfm_transpose(tfm_ctx *c, const tfm_tensor *t, int dim0, int dim1);  /* swaps two dims */
+/* dim i of the result is dim order[i] of t, e.g. TFM_SHAPE(0, 2, 1, 3) */
 TFM_API tfm_tensor *tfm_permute(tfm_ctx *c, const tfm_tensor *t, tfm_shape order);
-/* Python's t[start:end:step] */
+/* Python's t[start:end:step]: what is out of range is clipped; step is 1 or more */
 TFM_API tfm_tensor *tfm_slice(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t start, int64_t end, int64_t step);
+/* t[start:start + length], which must lie within the dim */
 TFM_API tfm_tensor *tfm_narrow(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t start, int64_t length);
-TFM_API tfm_tensor *tfm_select(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t index);  /* drops the dim */
-TFM_API tfm_tensor *tfm_expand(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);    /* stride 0; -1 keeps a size */
-TFM_API tfm_tensor *tfm_squeeze(tfm_ctx *c, const tfm_tensor *t, int dim);
-TFM_API tfm_tensor *tfm_unsqueeze(tfm_ctx *c, const tfm_tensor *t, int dim);
+TFM_API tfm_tensor *tfm_select(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t index);  /* t[index]; drops the dim */
+/* Sizes of 1 become larger, new dims come in front, with stride 0; -1 keeps a size. */
+TFM_API tfm_tensor *tfm_expand(tfm_ctx *c, const tfm_tensor *t, tfm_shape shape);
+TFM_API tfm_tensor *tfm_squeeze(tfm_ctx *c, const tfm_tensor *t, int dim);     /* drops the dim if its size is 1 */
+TFM_API tfm_tensor *tfm_unsqueeze(tfm_ctx *c, const tfm_tensor *t, int dim);   /* a size of 1 in front of dim */
 /* (B, L, H d) -> (B, H, L, d), a view */
 TFM_API tfm_tensor *tfm_split_heads(tfm_ctx *c, const tfm_tensor *t, int64_t heads);
 /* (B, H, L, d) -> (B, L, H d); a view where possible */
 TFM_API tfm_tensor *tfm_combine_heads(tfm_ctx *c, const tfm_tensor *t);
 
-/* Copies. */
+/* Copies, of any dtype: results are contiguous and new. */
 /* t itself (a view of it) when it is contiguous already */
 TFM_API tfm_tensor *tfm_contiguous(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_clone(tfm_ctx *c, const tfm_tensor *t);
 /* to nearest even; float to integer truncates and saturates, NaN gives 0 */
 TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype);
-/* broadcasts and casts; refuses recorded tensors */
+/* Writes into destination: broadcasts source to its shape and converts to its dtype; they may overlap. Refused are
+ * recorded tensors, expanded ones, and parameters outside tfm_params_write_begin / _end. */
 TFM_API TFM_CHECK tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tensor *source);
+/* Joined along dim (cat), or along a new dim (stack): one dtype, the other sizes equal. */
 TFM_API tfm_tensor *tfm_cat(tfm_ctx *c, const tfm_tensor *const *list, int count, int dim);
 TFM_API tfm_tensor *tfm_stack(tfm_ctx *c, const tfm_tensor *const *list, int count, int dim);
+/* `before` and `after` elements of value at the ends of dim */
 TFM_API tfm_tensor *tfm_pad(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t before, int64_t after, double value);
-/* torch.gather; ids are checked */
+/* torch.gather: for dim 0 result[i][j] = t[index[i][j]][j]. index: i64 or i32, ids are checked; as many dims as t, and
+ * no longer than t but in dim. The result has its shape. */
 TFM_API tfm_tensor *tfm_gather(tfm_ctx *c, const tfm_tensor *t, int dim, const tfm_tensor *index);
-/* index is 1-D */
+/* The places index (n), i64 or i32, of dim: its size becomes n. Ids are checked. */
 TFM_API tfm_tensor *tfm_index_select(tfm_ctx *c, const tfm_tensor *t, int dim, const tfm_tensor *index);
+/* The last two dims as matrices: zeros above (tril) or below (triu) the diagonal; 1 is the one right of the main. */
 TFM_API tfm_tensor *tfm_tril(tfm_ctx *c, const tfm_tensor *t, int64_t diagonal);
 TFM_API tfm_tensor *tfm_triu(tfm_ctx *c, const tfm_tensor *t, int64_t diagonal);
-/* where mask is true */
+/* value where mask (bool) is true, else t; the shapes broadcast */
 TFM_API tfm_tensor *tfm_masked_fill(tfm_ctx *c, const tfm_tensor *t, const tfm_tensor *mask, double value);
+/* a where condition (bool) is true, else b; a and b of one dtype or both f32, f16, bf16 (mixed: f32); broadcasts */
 TFM_API tfm_tensor *tfm_where(tfm_ctx *c, const tfm_tensor *condition, const tfm_tensor *a, const tfm_tensor *b);
 
-/* Reading and writing single elements by position (index has t->ndim entries); out of range gives NaN / TFM_INVALID. */
+/* Reading and writing single elements by position (index has t->ndim entries); out of range gives NaN / TFM_INVALID.
+ * For looking, not for loops over large tensors: those read t->data, or tfm_read. */
 TFM_API double tfm_get(const tfm_tensor *t, const int64_t *index);
 TFM_API TFM_CHECK tfm_status tfm_set(tfm_ctx *c, tfm_tensor *t, const int64_t *index, double value);
 TFM_API double tfm_item(const tfm_tensor *t);                   /* the value of a tensor with one element, else NaN */
-/* All elements in row-major order as f32 into out[count]; count must be tfm_numel(t). */
+/* All elements, of any dtype, in row-major order as f32 into out[count]; count must be tfm_numel(t). Packed parameters
+ * too. */
 TFM_API TFM_CHECK tfm_status tfm_read(tfm_ctx *c, const tfm_tensor *t, float *out, int64_t count);
 
-/* The text of a tensor as PyTorch prints it. In the arena. */
+/* The text of a tensor as PyTorch prints it, long ones shortened. In the arena. */
 TFM_API const char *tfm_format(tfm_ctx *c, const tfm_tensor *t);
 #if !defined(TFM_NO_STDIO)
+/* tfm_format and a line end to file; TFM_IO when it cannot be written. */
 TFM_API TFM_CHECK tfm_status tfm_print(tfm_ctx *c, FILE *file, const tfm_tensor *t);
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------------
- *  Ops.  f32, f16, bf16; results have the inputs' dtype (mixed: f32). Broadcasting is PyTorch's.
+ *  Ops.  f32, f16, bf16; results have the inputs' dtype (mixed: f32), are contiguous and new. Broadcasting is
+ *  PyTorch's. Arithmetic is f32 whatever the dtype; other dtypes are an error that names tfm_cast.
  * ---------------------------------------------------------------------------------------------------------------- */
+/* Element by element: a + b, a - b, a b, a / b, the smaller, the larger (NaN when one is NaN). */
 TFM_API tfm_tensor *tfm_add(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 TFM_API tfm_tensor *tfm_sub(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 TFM_API tfm_tensor *tfm_mul(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 TFM_API tfm_tensor *tfm_div(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 TFM_API tfm_tensor *tfm_minimum(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 TFM_API tfm_tensor *tfm_maximum(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
+/* t * factor, t + summand, and functions of each element, named as in C; rsqrt is 1 / sqrt, sigmoid 1 / (1 + e^-x).
+ * Angles are radians. */
 TFM_API tfm_tensor *tfm_scale(tfm_ctx *c, const tfm_tensor *t, float factor);
 TFM_API tfm_tensor *tfm_shift(tfm_ctx *c, const tfm_tensor *t, float summand);
 TFM_API tfm_tensor *tfm_neg(tfm_ctx *c, const tfm_tensor *t);
@@ -443,48 +510,54 @@ TFM_API tfm_tensor *tfm_sin(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_cos(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_tanh(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_sigmoid(tfm_ctx *c, const tfm_tensor *t);
+/* Activations; tfm_activation takes a TFM_ACT_*. */
 TFM_API tfm_tensor *tfm_relu(tfm_ctx *c, const tfm_tensor *t);
-TFM_API tfm_tensor *tfm_gelu(tfm_ctx *c, const tfm_tensor *t);        /* exact */
+TFM_API tfm_tensor *tfm_gelu(tfm_ctx *c, const tfm_tensor *t);        /* exact: x (1 + erf(x / sqrt 2)) / 2 */
 TFM_API tfm_tensor *tfm_gelu_tanh(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_gelu_quick(tfm_ctx *c, const tfm_tensor *t);
-TFM_API tfm_tensor *tfm_silu(tfm_ctx *c, const tfm_tensor *t);
+TFM_API tfm_tensor *tfm_silu(tfm_ctx *c, const tfm_tensor *t);        /* x sigmoid(x) */
 TFM_API tfm_tensor *tfm_activation(tfm_ctx *c, const tfm_tensor *t, int activation);
 TFM_API tfm_tensor *tfm_pow(tfm_ctx *c, const tfm_tensor *t, float exponent);
-TFM_API tfm_tensor *tfm_clamp(tfm_ctx *c, const tfm_tensor *t, float low, float high);
-/* activation(gate) * up: GLU (SIGMOID), ReGLU, GEGLU, SwiGLU (SILU). */
+TFM_API tfm_tensor *tfm_clamp(tfm_ctx *c, const tfm_tensor *t, float low, float high);  /* into [low, high] */
+/* activation(gate) * up in one pass: GLU (SIGMOID), ReGLU, GEGLU, SwiGLU (SILU); Shazeer 2020. Shapes broadcast. */
 TFM_API tfm_tensor *tfm_glu(tfm_ctx *c, const tfm_tensor *gate, const tfm_tensor *up, int activation);
 
-/* Comparisons give bool. Any dtype. */
+/* a relation b as bool, with broadcasting. Any dtype; relation is a TFM_EQ ... TFM_GE. */
 enum { TFM_EQ = 0, TFM_NE = 1, TFM_LT = 2, TFM_LE = 3, TFM_GT = 4, TFM_GE = 5 };
 TFM_API tfm_tensor *tfm_compare(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b, int relation);
 TFM_API tfm_tensor *tfm_compare_scalar(tfm_ctx *c, const tfm_tensor *a, double b, int relation);
 
 /* Reductions over any axes. dims: sizes used as a set of axes, e.g. TFM_SHAPE(-1); tfm_shape_of(0, NULL) = all.
- * keepdim 0 or 1. */
+ * keepdim 1: a reduced axis stays as a size of 1. No element: sum 0, mean NaN, logsumexp -inf, max and min an error. */
 TFM_API tfm_tensor *tfm_sum(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_mean(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_max(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_min(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_logsumexp(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_argmax(tfm_ctx *c, const tfm_tensor *t, int dim, int keepdim);   /* i64; the first of equals */
-/* The k largest along the last dim, sorted descending (ties: lower index first). *indices (i64) may be NULL. */
+/* The k largest along the last dim, sorted descending (ties: lower index first): (..., k). indices may be NULL;
+ * *indices gets their places (..., k), i64. */
 TFM_API tfm_tensor *tfm_topk(tfm_ctx *c, const tfm_tensor *t, int64_t k, tfm_tensor **indices);
 
-/* a slice with only -inf gives zeros */
+/* exp(t) / sum(exp(t)) along dim, and its logarithm, from t - max(t). A slice with only -inf gives zeros, and
+ * the logarithm -inf. */
 TFM_API tfm_tensor *tfm_softmax(tfm_ctx *c, const tfm_tensor *t, int dim);
 TFM_API tfm_tensor *tfm_log_softmax(tfm_ctx *c, const tfm_tensor *t, int dim);
 
-/* a (..., m, k) x b (..., k, n), leading dims broadcast; 1-D operands as in torch.matmul. Transposed views are read
- * in place. */
+/* a (..., m, k) x b (..., k, n) = (..., m, n), leading dims broadcast; 1-D operands as in torch.matmul. Transposed
+ * views are read in place. 2 m n k FLOPs. */
 TFM_API tfm_tensor *tfm_matmul(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
-/* activation(x W^T + b): x (..., in), weight (out, in), bias (out) or NULL. f32 x with f16/bf16 weight is fine:
- * result f32. */
+/* activation(x W^T + b) (..., out): x (..., in), weight (out, in), packed or plain, bias (out) or NULL, activation a
+ * TFM_ACT_*. f32 x with f16/bf16 weight is fine: result f32. */
 TFM_API tfm_tensor *tfm_linear(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
                                int activation);
-/* rows of weight (count, d) by ids (i64 or i32, any shape): (..., d) f32. Ids are checked. */
+/* Rows of weight (count, d), packed or plain, by ids (i64 or i32, any shape): (..., d) f32. Ids are checked. */
 TFM_API tfm_tensor *tfm_embedding(tfm_ctx *c, const tfm_tensor *weight, const tfm_tensor *ids);
 
-/* Over the last weight->ndim dims (weight or bias may be NULL: then `normalized_dims` trailing dims, at least 1). */
+/* Normalisation over the last weight->ndim dims; weight and bias may be NULL: then over `normalized_dims` trailing
+ * dims, at least 1. layer_norm: (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016); rms_norm: x /
+ * sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). options may be NULL; the results it asks for are f32
+ * tensors of the arena (sum: the dtype of the result). */
 typedef struct tfm_norm_options {
     float eps;                    /* 0: 1e-5 */
     float weight_offset;          /* 1: Gemma's (1 + w) */
@@ -497,13 +570,16 @@ TFM_API tfm_tensor *tfm_layer_norm(tfm_ctx *c, const tfm_tensor *x, const tfm_te
                                    const tfm_norm_options *options);
 TFM_API tfm_tensor *tfm_rms_norm(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight,
                                  const tfm_norm_options *options);
-/* Zeroes elements with probability p and scales the others by 1/(1-p). p == 0: x itself. */
+/* Zeroes elements with probability p in [0, 1] and scales the others by 1 / (1 - p), by the context's random numbers.
+ * p == 0: x itself, as a view. There is no training switch here: layers call it only when they train. */
 TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p);
 
-/* Recording (what training stands on): results of ops on such a tensor are recorded on the context's tape. */
+/* Recording (what training will stand on; there is no backward pass yet): results of ops on such a tensor are recorded
+ * on the context's tape and inherit the mark. f32, f16, bf16. While the tape is not empty, layers keep their scratch
+ * and what it needs cannot be rewound. */
 TFM_API TFM_CHECK tfm_status tfm_set_requires_grad(tfm_ctx *c, tfm_tensor *t, int on);
-TFM_API int64_t tfm_tape_length(const tfm_ctx *c);
-TFM_API void tfm_tape_clear(tfm_ctx *c);                         /* drops the records; their tensors stay */
+TFM_API int64_t tfm_tape_length(const tfm_ctx *c);               /* records on the tape */
+TFM_API void tfm_tape_clear(tfm_ctx *c);                         /* drops the records; their tensors stay, unmarked */
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Masks
@@ -516,7 +592,7 @@ TFM_API void tfm_tape_clear(tfm_ctx *c);                         /* drops the re
  *      TFM_CAUSAL_OFFSET:           p = i + offset, or i + offsets[b]
  *  Order of work on a score: scale, softcap, + (bias, ALiBi, relative bias), boolean parts, sink, softmax.
  *  A row with no key, or only scores of -inf, gives zeros. A key that is not attended never matters, not even NaN or
- *  Inf.
+ *  Inf. Tensors of a mask are read during the call only; their shapes and ranges are checked then.
  * ---------------------------------------------------------------------------------------------------------------- */
 enum { TFM_CAUSAL_NONE = 0, TFM_CAUSAL_TOP_LEFT = 1, TFM_CAUSAL_BOTTOM_RIGHT = 2, TFM_CAUSAL_OFFSET = 3 };
 
@@ -542,24 +618,26 @@ typedef struct tfm_mask {
     const tfm_tensor *bias;
     const tfm_tensor *alibi_slopes;    /* (H): adds -slope * |p - j| (tfm_alibi_slopes makes them) */
     const tfm_tensor *relative_bias;   /* (buckets, H) T5 table: adds table[bucket(j - p)][h] */
-    int64_t relative_max_distance;     /* 0: 128 */
+    int64_t relative_max_distance;     /* 0: 128; at most 65536 */
     int relative_one_way;              /* 1: T5 decoder's buckets (keys to the right share bucket 0) */
     float softcap;                     /* 0: none; c: score = c tanh(score / c) */
     const tfm_tensor *sinks;           /* (H): exp(sink) joins the denominator, nothing the numerator */
 } tfm_mask;
 
+/* Masks with one field set; others may be set afterwards. The tensors are not copied. */
 TFM_API tfm_mask tfm_mask_causal(void);                              /* top-left, PyTorch's is_causal */
 TFM_API tfm_mask tfm_mask_keep(const tfm_tensor *keep);              /* bool, true = attend */
 TFM_API tfm_mask tfm_mask_ignore(const tfm_tensor *ignore);          /* bool, true = do not attend */
 TFM_API tfm_mask tfm_mask_nonzero(const tfm_tensor *mask);           /* 0 = do not attend */
 TFM_API tfm_mask tfm_mask_additive(const tfm_tensor *bias);          /* 0 / -inf / any bias */
-TFM_API tfm_mask tfm_mask_padding(const tfm_tensor *key_lengths);
-/* The mask as a matrix to look at: what is added to the scores, f32 (B, H, Lq, Lk), -inf where not attended. */
+TFM_API tfm_mask tfm_mask_padding(const tfm_tensor *key_lengths);    /* (B): the first key_lengths[b] keys are real */
+/* The mask as a matrix to look at: what is added to the scores, f32 (B, H, Lq, Lk), -inf where not attended. Softcap
+ * and sinks are no summands and are not in it. mask NULL: zeros. */
 TFM_API tfm_tensor *tfm_mask_matrix(tfm_ctx *c, const tfm_mask *mask, int64_t batch, int64_t heads, int64_t queries,
                                     int64_t keys);
-/* (H) f32; any number of heads (Press et al. 2022) */
+/* (H) f32: 2^(-8 (h + 1) / H) for powers of two, else filled up as the paper does (Press et al. 2022) */
 TFM_API tfm_tensor *tfm_alibi_slopes(tfm_ctx *c, int64_t heads);
-/* distance = j - p */
+/* The bucket, 0 to buckets - 1, of a key at distance = j - p (T5, Raffel et al. 2020). max_distance 0: 128. */
 TFM_API int64_t tfm_relative_bucket(int64_t distance, int64_t buckets, int64_t max_distance, int one_way);
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -573,30 +651,34 @@ enum {  /* what tfm_attention_options.weights receives */
 };
 typedef struct tfm_attention_options {
     float scale;                       /* 0: 1 / sqrt(key size) */
-    float dropout;                     /* probability; weights are scaled by 1 / (1 - p) */
+    float dropout;                     /* probability, in steps of 1/65536; weights are scaled by 1 / (1 - p) */
     tfm_mask mask;
-    tfm_tensor **weights;              /* gets (B, H, Lq, Lk) f32; asking does not change the result */
+    /* NULL, or gets (B, H, Lq, Lk) f32: memory grows with Lq Lk then. Asking does not change the result */
+    tfm_tensor **weights;
     int weights_stage;                 /* TFM_WEIGHTS_* */
     int weights_average;               /* 1: mean over heads, (B, Lq, Lk) */
 } tfm_attention_options;
 
-/* q (B, H, Lq, dk), k (B, Hkv, Lk, dk), v (B, Hkv, Lk, dv), any strides (a (B, L, H, d) projection as a view); H is
- * a multiple of Hkv (grouped-query: query head h uses key head h / (H / Hkv)). Returns (B, H, Lq, dv), laid out (B,
- * Lq, H, dv) in memory so that tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result does
- * not depend on Lq or Lk. */
+/* q (B, H, Lq, dk), k (B, Hkv, Lk, dk), v (B, Hkv, Lk, dv), any strides (a (B, L, H, d) projection as a view); H is a
+ * multiple of Hkv (grouped-query: query head h uses key head h / (H / Hkv)). Returns (B, H, Lq, dv), laid out (B, Lq,
+ * H, dv) in memory so that tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result does not
+ * depend on Lq or Lk (online softmax by tiles: Milakov and Gimelshein 2018, Dao et al. 2022). dk and dv up to 65536. 2
+ * B H Lq Lk (dk + dv) FLOPs, less what the mask leaves out by whole tiles. */
 TFM_API tfm_tensor *tfm_attention(tfm_ctx *c, const tfm_tensor *q, const tfm_tensor *k, const tfm_tensor *v,
                                   const tfm_attention_options *options);
 
 /* Weighted attention over a sequence: w = softmax over L of (x weight^T + bias), padding excluded; x (B, L, d),
  * weight (1, d), bias (1) or NULL, key_lengths (B) or NULL. tfm_weighted_sequence: (B, L, d), x_l * w_l.
- * tfm_weighted_pool: (B, d), the sum of these. *weights (may be NULL) gets (B, L). */
+ * tfm_weighted_pool: (B, d), the sum of these. weights may be NULL; *weights gets (B, L). */
 TFM_API tfm_tensor *tfm_weighted_sequence(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight,
                                           const tfm_tensor *bias,
                                           const tfm_tensor *key_lengths, tfm_tensor **weights);
 TFM_API tfm_tensor *tfm_weighted_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
                                       const tfm_tensor *key_lengths, tfm_tensor **weights);
 
-/* Heat maps of a (rows, columns) tensor. Labels: arrays of UTF-8 strings, or NULL. The text lives in the arena. */
+/* Heat maps of a (rows, columns) tensor of at most 2048 x 2048; tfm_select takes one batch row and head out of
+ * attention weights. Labels: arrays of as many UTF-8 strings as there are rows or columns, or NULL. The text, an SVG
+ * document or lines for a terminal, lives in the arena; options may be NULL. */
 typedef struct tfm_heatmap_options {
     int color;                         /* terminal: 0 plain shading characters, 1 ANSI 256 colours */
     const char *title;
@@ -607,7 +689,8 @@ TFM_API const char *tfm_heatmap_svg(tfm_ctx *c, const tfm_tensor *weights, const
 TFM_API const char *tfm_heatmap_text(tfm_ctx *c, const tfm_tensor *weights, const tfm_heatmap_options *options);
 
 /* ------------------------------------------------------------------------------------------------------------------
- *  Key/value cache: K in panels [key/16][dk][16], V row-major, per layer, batch row and key/value head
+ *  Key/value cache: K in panels [key/16][dk][16], V row-major, per layer, batch row and key/value head. All its
+ *  memory is taken by create. One thread at a time.
  * ---------------------------------------------------------------------------------------------------------------- */
 typedef struct tfm_cache_options {
     int dtype;                         /* TFM_F32, TFM_F16 or TFM_BF16 */
@@ -617,37 +700,47 @@ typedef struct tfm_cache_options {
     int64_t value_size;                /* 0: key_size */
     int64_t capacity;                  /* positions per batch row */
 } tfm_cache_options;
+/* An empty cache from the context's allocator; it outlives the context and belongs to the caller. */
 TFM_API tfm_cache *tfm_cache_create(tfm_ctx *c, const tfm_cache_options *options);
 TFM_API void tfm_cache_destroy(tfm_cache *cache);
 TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options);    /* bytes that create would take; -1: invalid */
-/* k (B, Hkv, L, dk), v (B, Hkv, L, dv). counts (B) i64/i32 or NULL: how many of the L are real in each row (ragged
- * batch). Full is an error that changes nothing. */
+/* Puts keys and values behind what layer holds, converted to its dtype: k (B, Hkv, L, dk), v (B, Hkv, L, dv). counts
+ * (B) i64/i32 or NULL: how many of the L are real in each row (ragged batch). Full is an error that changes nothing. */
 TFM_API TFM_CHECK tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer, const tfm_tensor *k,
                                               const tfm_tensor *v, const tfm_tensor *counts);
-/* tfm_attention over what the cache holds of `layer`. Positions: query i of row b stands at (start of the last
- * append to this layer and row) + i; mask.causal TFM_CAUSAL_BOTTOM_RIGHT means just that, and then queries past a
- * row's count give zeros (otherwise pass query_lengths). key_lengths default to the cache's. */
+/* tfm_attention over what the cache holds of `layer`: q (B, H, Lq, dk), the result (B, H, Lq, dv). Positions: query i
+ * of row b stands at (start of the last append to this layer and row) + i; mask.causal TFM_CAUSAL_BOTTOM_RIGHT means
+ * just that, and then queries past a row's count give zeros (otherwise pass query_lengths). key_lengths default to the
+ * cache's. */
 TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const tfm_cache *cache, int64_t layer,
                                          const tfm_attention_options *options);
-TFM_API int64_t tfm_cache_length(const tfm_cache *cache, int64_t layer, int64_t row);
+TFM_API int64_t tfm_cache_length(const tfm_cache *cache, int64_t layer, int64_t row);  /* -1: no such layer or row */
 TFM_API int64_t tfm_cache_capacity(const tfm_cache *cache);
-/* all layers; row -1: all rows */
+/* Shortens to at most `length` positions, in all layers; row -1: all rows. */
 TFM_API TFM_CHECK tfm_status tfm_cache_truncate(tfm_ctx *c, tfm_cache *cache, int64_t row, int64_t length);
-TFM_API void tfm_cache_reset(tfm_cache *cache);
-/* drops the oldest positions of all rows */
+TFM_API void tfm_cache_reset(tfm_cache *cache);                /* empties it; the memory stays */
+/* Drops the `count` oldest positions of all rows and layers; what is kept moves, which costs a copy. Keys keep the
+ * rotary angles they were stored with. */
 TFM_API TFM_CHECK tfm_status tfm_cache_slide(tfm_ctx *c, tfm_cache *cache, int64_t count);
-/* row i becomes old row rows[i]; count = batch */
+/* Row i becomes old row rows[i], in all layers; rows may repeat (beam search); count = batch. */
 TFM_API TFM_CHECK tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, const int64_t *rows, int64_t count);
-/* a new cache of `count` rows */
+/* A new cache of `count` rows, each a copy of row rows[i]; belongs to the caller. */
 TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int64_t *rows, int64_t count);
+/* The cache as bytes, to go on from another day: save writes tfm_cache_saved_size bytes (-1: NULL) to the caller's
+ * buffer of `size`; load makes a new cache of the same options from them, for the caller to destroy. A buffer that is
+ * damaged gives TFM_FORMAT. */
 TFM_API int64_t tfm_cache_saved_size(const tfm_cache *cache);
 TFM_API TFM_CHECK tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buffer, int64_t size);
 TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size);
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Parameters: a state_dict
+ *
+ *  Any number of contexts and threads may read a store; what adds, loads, packs, converts or writes needs it alone. The
+ *  tensors that these functions return are the store's: they live as long as it does and are of no context. They are
+ *  read-only but for tfm_params_write_begin / _end.
  * ---------------------------------------------------------------------------------------------------------------- */
-/* takes its memory from the context's allocator, outlives the context */
+/* An empty store. Takes its memory from the context's allocator, outlives the context, belongs to the caller. */
 TFM_API tfm_params *tfm_params_create(tfm_ctx *c);
 TFM_API void tfm_params_destroy(tfm_params *p);                /* after everything that uses its tensors */
 /* A new zeroed parameter. A name that exists already is returned when dtype and shape agree, else an error: a
@@ -657,42 +750,57 @@ TFM_API tfm_tensor *tfm_params_add(tfm_ctx *c, tfm_params *p, const char *name, 
  * copy. It must outlive p. */
 TFM_API tfm_tensor *tfm_params_wrap(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
                                     const void *data);
-TFM_API tfm_tensor *tfm_params_find(const tfm_params *p, const char *name);    /* NULL: no such name */
+/* By name, or by index in the order in which they were added; NULL: there is none. These set no error. */
+TFM_API tfm_tensor *tfm_params_find(const tfm_params *p, const char *name);
 TFM_API int64_t tfm_params_count(const tfm_params *p);
 TFM_API const char *tfm_params_name(const tfm_params *p, int64_t index);
 TFM_API tfm_tensor *tfm_params_at(const tfm_params *p, int64_t index);
-TFM_API int64_t tfm_params_bytes(const tfm_params *p);
-/* 1: an init that meets a name which is not there fails instead of making it (after loading a trained model). */
+TFM_API int64_t tfm_params_bytes(const tfm_params *p);         /* bytes of all elements, wrapped and mapped ones too */
+/* 1: an init that meets a name which is not there fails instead of making it (after loading a trained model). Only
+ * "alibi_slopes", which are constants, are made all the same. */
 TFM_API void tfm_params_strict(tfm_params *p, int on);
-/* Packs the weight matrices that layers marked for tfm_linear into panels, in place of the plain form. Same bits,
- * faster. Writers and readers of other threads must be done. */
+/* Packs the weight matrices that layers marked for tfm_linear into panels, in place of the plain form: call it after
+ * the inits. Same bits, faster. Their `data` is NULL then and views of them dangle; tfm_linear, tfm_embedding, tfm_get
+ * and copies (tfm_clone, tfm_read, ...) still read them, tfm_params_write_begin gives the plain form back. A matrix
+ * stays plain where padding to 16 rows would cost more than 10 % and 4 KiB, or where it requires gradients. Wrapped
+ * memory is copied. Writers and readers of other threads must be done. */
 TFM_API TFM_CHECK tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p);
-/* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed), end allows packing
- * again. */
+/* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed, copied when it was
+ * wrapped), end allows packing again. Views made before dangle when the memory changed. */
 TFM_API tfm_tensor *tfm_params_write_begin(tfm_ctx *c, tfm_params *p, const char *name);
 TFM_API TFM_CHECK tfm_status tfm_params_write_end(tfm_ctx *c, tfm_params *p, const char *name);
-/* Converts the weight matrices (two and more dims) to f16, bf16 or f32. */
+/* Converts the parameters of two and more dims to f16, bf16 or f32; vectors keep their dtype. Packed ones stay packed.
+ * Views of them dangle. */
 TFM_API TFM_CHECK tfm_status tfm_params_cast(tfm_ctx *c, tfm_params *p, int dtype);
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Layers. A layer is a plain struct of parameters: init registers them in a store under prefix + PyTorch's names ("" =
  *  no prefix; "encoder" gives "encoder.layers.0...."), initialised as PyTorch initialises them; forward uses them. The
- *  struct may be copied.
+ *  struct may be copied; the store must outlive it. A name that the store has already is bound, not
+ *  filled: load first or afterwards, as you like. An init that fails may leave some of its
+ *  parameters in the store. A forward changes neither layer nor store, so threads with a context each may share both.
+ *  x is f32, f16 or bf16.
  * ---------------------------------------------------------------------------------------------------------------- */
+/* nn.Linear: activation(x weight^T + bias), x (..., in), result (..., out). Init: U(-1/sqrt(in), 1/sqrt(in)) for both,
+ * activation none; set the field for another. bias 0: none. */
 typedef struct tfm_linear_layer { int activation; tfm_tensor *weight, *bias; } tfm_linear_layer;
 TFM_API TFM_CHECK tfm_status tfm_linear_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t in, int64_t out,
                                              int bias, tfm_linear_layer *layer);
 TFM_API tfm_tensor *tfm_linear_forward(tfm_ctx *c, const tfm_linear_layer *layer, const tfm_tensor *x);
 
+/* nn.Embedding: scale times the rows of weight (count, d_model) by ids (i64 or i32, any shape). Init: N(0, 1), scale 1.
+ */
 typedef struct tfm_embedding_layer { float scale; /* 0: 1 */ tfm_tensor *weight; } tfm_embedding_layer;
 TFM_API TFM_CHECK tfm_status tfm_embedding_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t count,
                                                 int64_t d_model, tfm_embedding_layer *layer);
 /* (..., d) */
 TFM_API tfm_tensor *tfm_embedding_forward(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *ids);
-/* tied output: x weight^T */
+/* Tied output: x (..., d) times weight^T, without scale: (..., count). */
 TFM_API tfm_tensor *tfm_embedding_logits(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *x);
 
 enum { TFM_LAYER_NORM = 0, TFM_RMS_NORM = 1 };
+/* nn.LayerNorm and nn.RMSNorm over the last dim of x, whose shape the result has; eps 0: 1e-5. Init: ones (zeros with
+ * weight_offset 1) and zeros; an RMS norm has no bias. */
 typedef struct tfm_norm_layer { int kind; float eps, weight_offset; tfm_tensor *weight, *bias; } tfm_norm_layer;
 TFM_API TFM_CHECK tfm_status tfm_norm_init(tfm_ctx *c, tfm_params *p, const char *prefix, int kind, int64_t d_model,
                                            int bias, float eps, tfm_norm_layer *layer);
@@ -704,9 +812,9 @@ enum {
     TFM_POSITION_SINUSOIDAL_HALVES = 2 /* sin | cos */,
     TFM_POSITION_LEARNED = 3, TFM_POSITION_ROTARY = 4, TFM_POSITION_ALIBI = 5, TFM_POSITION_RELATIVE = 6 /* T5 */
 };
-/* (length, d) for positions start .. start + length - 1. TFM_POSITION_SINUSOIDAL: sin(p / 10000^(2i/d)) at 2i, cos
- * at 2i+1 (odd d: the last column is a sine). _HALVES: timescales exp(-i log(10000) / (d/2 - 1)), sines then cosines
- * (Tensor2Tensor; odd d: a zero column). */
+/* (length, d) f32 for positions start .. start + length - 1 (Vaswani et al. 2017). TFM_POSITION_SINUSOIDAL: sin(p /
+ * 10000^(2i/d)) at 2i, cos at 2i+1 (odd d: the last column is a sine). _HALVES: timescales exp(-i log(10000) / (d/2 -
+ * 1)), sines then cosines (Tensor2Tensor; odd d: a zero column). */
 TFM_API tfm_tensor *tfm_sinusoidal(tfm_ctx *c, int kind, int64_t start, int64_t length, int64_t d_model);
 
 enum { TFM_ROPE_PLAIN = 0, TFM_ROPE_LINEAR = 1, TFM_ROPE_NTK = 2, TFM_ROPE_YARN = 3, TFM_ROPE_LLAMA3 = 4 };
@@ -721,27 +829,38 @@ typedef struct tfm_rope {
     float beta_fast, beta_slow;        /* YaRN: 0 = 32 and 1 */
     float attention_factor;            /* YaRN: 0 = 0.1 ln(factor) + 1 */
 } tfm_rope;
-/* x (B, H, L, d): rotates by position start + l, or positions[b][l] ((L) or (B, L), i64/i32). */
+/* x (B, H, L, d): rotates pairs by their angle at position start + l, or positions[b][l] ((L) or (B, L), i64/i32; NULL:
+ * start) (RoPE, Su et al. 2021; angles in double). rope NULL: plain. */
 TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *rope, int64_t start,
                                const tfm_tensor *positions);
-/* The tables that tfm_rotary uses: cosine and sine (length, dims / 2) for positions start ... */
+/* The tables that tfm_rotary uses: *cosine and *sine (length, dims / 2) f32 for positions start ..., in the arena; each
+ * pointer may be NULL. NTK: "NTK-aware" base; YaRN: Peng et al. 2023; Llama-3: as HF Transformers has it. */
 TFM_API TFM_CHECK tfm_status tfm_rotary_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size, int64_t start,
                                                int64_t length, tfm_tensor **cosine, tfm_tensor **sine);
-/* With tables of the caller: cosine, sine (positions, dims / 2) with positions (B, L) or (L), or (B, L, dims / 2)
- * without. */
+/* With tables of the caller, contiguous f32: cosine, sine (rows, dims / 2) with positions (B, L) or (L) that name rows,
+ * or NULL for rows 0 to L - 1; or (B, L, dims / 2) without. Dims behind `dims` stay as they are. */
 TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *cosine,
                                      const tfm_tensor *sine, const tfm_tensor *positions, int interleaved);
 
-/* linear2(activation(linear1 x)), or gated: linear2(activation(linear_gate x) * linear1 x). */
-typedef struct tfm_feed_forward { int activation, gated; float dropout; tfm_linear_layer linear1, linear2, gate; }
-tfm_feed_forward;
-typedef struct tfm_feed_forward_config { int activation; /* 0: ReLU */ int gated, no_bias; int64_t d_model, d_ff; float
-dropout; } tfm_feed_forward_config;
+/* linear2(activation(linear1 x)), or gated: linear2(activation(linear_gate x) * linear1 x); x and result (...,
+ * d_model). tfm_feed_forward_forward never drops out: `dropout` is for blocks, which know whether they train. */
+typedef struct tfm_feed_forward {
+    int activation, gated;
+    float dropout;
+    tfm_linear_layer linear1, linear2, gate;
+} tfm_feed_forward;
+typedef struct tfm_feed_forward_config {
+    int activation;                    /* 0: ReLU */
+    int gated, no_bias;
+    int64_t d_model, d_ff;
+    float dropout;                     /* in [0, 1), while training */
+} tfm_feed_forward_config;
 TFM_API TFM_CHECK tfm_status tfm_feed_forward_init(tfm_ctx *c, tfm_params *p, const char *prefix,
                                                    const tfm_feed_forward_config *config, tfm_feed_forward *layer);
 TFM_API tfm_tensor *tfm_feed_forward_forward(tfm_ctx *c, const tfm_feed_forward *layer, const tfm_tensor *x);
 
-/* nn.MultiheadAttention with batch_first, plus grouped key/value heads, rotary positions and a cache. */
+/* nn.MultiheadAttention with batch_first, plus grouped key/value heads (Ainslie et al. 2023), rotary positions and a
+ * cache. Init: Xavier uniform for the input projections, zero biases, out_proj's weight as nn.Linear's. */
 typedef struct tfm_mha_config {
     int no_bias;                       /* of the input projections and of out_proj */
     /* 1: q_proj_weight, k_proj_weight, v_proj_weight (forced when kdim or vdim differ) instead of in_proj_weight */
@@ -750,7 +869,7 @@ typedef struct tfm_mha_config {
     int64_t kv_heads;                  /* 0: heads */
     int64_t head_size;                 /* 0: d_model / heads */
     int64_t kdim, vdim;                /* 0: d_model */
-    float dropout;                     /* on the weights, while training */
+    float dropout;                     /* in [0, 1), on the weights, while training */
     int no_out_bias;
     int rotary;                        /* 1: rope is applied to queries and keys */
     tfm_rope rope;
@@ -766,7 +885,9 @@ typedef struct tfm_mha_options {
     int need_weights;                  /* 1: *weights gets (B, Lq, Lk), the mean over heads; 2: (B, H, Lq, Lk) */
     tfm_mask mask;
     tfm_tensor **weights;
-    tfm_cache *cache;                  /* self-attention: k and v of x are appended to `layer`, then all are attended */
+    /* self-attention: k and v of x are appended to `layer`, then all are attended. mask.causal TFM_CAUSAL_TOP_LEFT
+     * means TFM_CAUSAL_BOTTOM_RIGHT then: the queries stand behind what is held */
+    tfm_cache *cache;
     int64_t layer;
     const tfm_tensor *counts;          /* (B) real positions of x per row (ragged batch), with a cache */
     int64_t position;                  /* rotary: position of the first query when there is no cache */
@@ -776,10 +897,11 @@ typedef struct tfm_mha_options {
 TFM_API TFM_CHECK tfm_status tfm_mha_init(tfm_ctx *c, tfm_params *p, const char *prefix, const tfm_mha_config *config,
                                           tfm_mha *layer);
 /* query (B, Lq, d_model), key (B, Lk, kdim), value (B, Lk, vdim): (B, Lq, d_model). Self-attention: the same tensor
- * three times. */
+ * three times. options NULL: no mask. When a call fails after it appended to a cache, the positions stay there. */
 TFM_API tfm_tensor *tfm_mha_forward(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *query, const tfm_tensor *key,
                                     const tfm_tensor *value, const tfm_mha_options *options);
-/* Projects an encoder's output once, for all decoding steps: appends its keys and values to layer `index` of memory. */
+/* Projects an encoder's output once, for all decoding steps: appends its keys and values to layer `index` of memory, a
+ * cache of kv_heads heads of head_size. counts (B) or NULL: how many are real in each row. */
 TFM_API TFM_CHECK tfm_status tfm_mha_memory(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *key,
                                             const tfm_tensor *value, tfm_cache *memory, int64_t index,
                                             const tfm_tensor *counts);
@@ -798,10 +920,18 @@ typedef struct tfm_block_config {      /* one encoder or decoder layer; zero = n
     int rotary;                        /* of self-attention */
     tfm_rope rope;
 } tfm_block_config;
-typedef struct tfm_encoder_layer { tfm_block_config config; tfm_mha self_attn; tfm_feed_forward feed_forward;
-tfm_norm_layer norm1, norm2; } tfm_encoder_layer;
-typedef struct tfm_decoder_layer { tfm_block_config config; tfm_mha self_attn, multihead_attn; tfm_feed_forward
-feed_forward; tfm_norm_layer norm1, norm2, norm3; } tfm_decoder_layer;
+typedef struct tfm_encoder_layer {
+    tfm_block_config config;
+    tfm_mha self_attn;
+    tfm_feed_forward feed_forward;
+    tfm_norm_layer norm1, norm2;
+} tfm_encoder_layer;
+typedef struct tfm_decoder_layer {
+    tfm_block_config config;
+    tfm_mha self_attn, multihead_attn;
+    tfm_feed_forward feed_forward;
+    tfm_norm_layer norm1, norm2, norm3;
+} tfm_decoder_layer;
 typedef struct tfm_stack_options {
     int training;
     tfm_mask mask;                     /* of self-attention (src_mask + src_key_padding_mask, or tgt_...) */
@@ -813,6 +943,9 @@ typedef struct tfm_stack_options {
     const tfm_tensor *counts;
     int64_t position;                  /* position of the first token when there is no cache */
 } tfm_stack_options;
+/* One layer. Encoder: x (B, L, d_model), the result has its shape. Decoder: x (B, Lt, d_model), memory (B, Ls,
+ * d_model), or NULL with memory_cache; the result has x's shape. options NULL: no mask, not training. Post-norm is
+ * norm1(x + attention(x)), then norm2(x + feed_forward(x)); pre-norm adds to x what works on norm(x). */
 TFM_API TFM_CHECK tfm_status tfm_encoder_layer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
                                                     const tfm_block_config *config, tfm_encoder_layer *layer);
 TFM_API tfm_tensor *tfm_encoder_layer_forward(tfm_ctx *c, const tfm_encoder_layer *layer, const tfm_tensor *x,
@@ -822,9 +955,15 @@ TFM_API TFM_CHECK tfm_status tfm_decoder_layer_init(tfm_ctx *c, tfm_params *p, c
 TFM_API tfm_tensor *tfm_decoder_layer_forward(tfm_ctx *c, const tfm_decoder_layer *layer, const tfm_tensor *x,
                                               const tfm_tensor *memory, const tfm_stack_options *options);
 
-/* Stacks. `layers` is memory of the parameter store. A decoder-only model is an encoder stack with a causal mask. */
-typedef struct tfm_encoder { int64_t count; tfm_encoder_layer *layers; tfm_norm_layer norm; /* weight NULL: none */ }
-tfm_encoder;
+/* Stacks of `count` layers and, with final_norm 1, a norm behind them. `layers` is memory of the parameter store, which
+ * the struct shares when it is copied. A decoder-only model is an encoder stack with a causal mask. Shapes and options
+ * are those of the layers. tfm_decoder_memory fills a memory_cache (one layer of it per layer of the stack) from the
+ * encoder's output memory (B, Ls, d_model); counts (B) or NULL: how many are real. */
+typedef struct tfm_encoder {
+    int64_t count;
+    tfm_encoder_layer *layers;
+    tfm_norm_layer norm;               /* weight NULL: none */
+} tfm_encoder;
 typedef struct tfm_decoder { int64_t count; tfm_decoder_layer *layers; tfm_norm_layer norm; } tfm_decoder;
 TFM_API TFM_CHECK tfm_status tfm_encoder_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t layers,
                                               const tfm_block_config *config, int final_norm, tfm_encoder *stack);
@@ -838,7 +977,7 @@ TFM_API TFM_CHECK tfm_status tfm_decoder_memory(tfm_ctx *c, const tfm_decoder *s
                                                 tfm_cache *cache, const tfm_tensor *counts);
 
 /* ------------------------------------------------------------------------------------------------------------------
- *  The whole Transformer: nn.Transformer and what it leaves out
+ *  The whole Transformer: nn.Transformer and what it leaves out (Vaswani et al. 2017)
  * ---------------------------------------------------------------------------------------------------------------- */
 enum { TFM_ENCODER_DECODER = 0, TFM_ENCODER_ONLY = 1, TFM_DECODER_ONLY = 2 };
 enum { TFM_OUTPUT_LOGITS = 0, TFM_OUTPUT_SOFTMAX = 1, TFM_OUTPUT_LOG_SOFTMAX = 2, TFM_OUTPUT_HIDDEN = 3 };
@@ -859,7 +998,7 @@ typedef struct tfm_transformer_config {
     int head_bias;                     /* 1: the head has a bias */
     int shared_embedding;              /* one table for source and target */
     int scale_embedding;               /* 1: times sqrt(d_model), as in the paper */
-    int64_t max_length;                /* of learned positions; 0: 512 */
+    int64_t max_length;                /* of learned positions, and of a session by default; 0: 512 */
     int64_t position_start;            /* position number of the first token (0, or 1 for Tensor2Tensor's models) */
     int64_t relative_buckets, relative_max_distance;  /* 0: 32 and 128 */
 } tfm_transformer_config;
@@ -879,23 +1018,30 @@ typedef struct tfm_transformer {
     tfm_linear_layer generator;                                /* "generator" */
 } tfm_transformer;
 
+/* Fills *model, with the defaults of config written out in model->config. Initialised as nn.Transformer is: Xavier
+ * uniform in the stacks, the head as nn.Linear, embeddings N(0, 1), but N(0, 1/d_model) where they are scaled or tied;
+ * learned positions and T5 tables N(0, 0.02^2). */
 TFM_API TFM_CHECK tfm_status tfm_transformer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
                                                   const tfm_transformer_config *config, tfm_transformer *model);
 
 typedef struct tfm_transformer_options {
     int training;
     int output;                        /* TFM_OUTPUT_*: over the vocabulary axis */
-    /* decoder self-attention is causal unless target_mask says otherwise with not_causal */
+    /* target_mask: top-left causal when its `causal` is 0, unless not_causal. memory_mask without key_lengths takes
+     * those of source_mask: what is padding for the encoder is padding for the decoder */
     tfm_mask source_mask, target_mask, memory_mask;
     int not_causal;
-    /* cross-attention (or self-attention) weights of the last layer, (B, H, Lq, Lk) */
+    /* NULL, or gets cross-attention (or self-attention) weights of the last layer, (B, H, Lq, Lk). Those of another
+     * layer: call the layers one by one, or tfm_mha_forward */
     tfm_tensor **weights;
 } tfm_transformer_options;
 /* source, target: ids (B, L) i64/i32, or (B, L, features) f32. Encoder-only: target NULL. Decoder-only: source NULL.
- * Returns (B, L, outputs); without a head (B, L, d_model). */
+ * Returns (B, L, outputs); without a head (B, L, d_model). options NULL: causal target, logits. The whole sequence is
+ * computed each time: to generate, use a session. */
 TFM_API tfm_tensor *tfm_transformer_forward(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source,
                                             const tfm_tensor *target, const tfm_transformer_options *options);
-/* memory (B, Ls, d_model) */
+/* The two halves of forward. encode: source to memory (B, Ls, d_model), which is an encoder-only model's output before
+ * its head. decode: target and memory (NULL: decoder-only) to what forward returns. */
 TFM_API tfm_tensor *tfm_transformer_encode(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source,
                                            const tfm_transformer_options *options);
 TFM_API tfm_tensor *tfm_transformer_decode(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *target,
@@ -908,18 +1054,21 @@ typedef struct tfm_transformer_memory {
     int64_t scratch;
     int64_t threads;                   /* per-thread scratch of the context */
 } tfm_transformer_memory;
-/* What a model of this configuration needs, without building it. */
+/* What a model of this configuration needs, without building it: only names and small structs are allocated. weights
+ * are those of f32 parameters after tfm_params_prepare, cache counts f32 entries. The length of a side that kind lacks
+ * is not looked at. Not inside tfm_measure_begin / _end. */
 TFM_API TFM_CHECK tfm_status tfm_transformer_measure(tfm_ctx *c, const tfm_transformer_config *config, int64_t batch,
                                                      int64_t source_length, int64_t target_length,
                                                      tfm_transformer_memory *out);
 
 /* Heads on an encoder's output x (B, L, d). */
 enum { TFM_POOL_MEAN = 0, TFM_POOL_FIRST = 1, TFM_POOL_LAST = 2, TFM_POOL_MAX = 3 };
-/* (B, d); lengths (B) or NULL */
+/* (B, d): mean, first, last or maximum over the real positions; lengths (B) i64/i32 or NULL for all. A row of length 0
+ * gives zeros. */
 TFM_API tfm_tensor *tfm_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *lengths, int pooling);
-/* over the last dim */
+/* x / max(|x|, 1e-12) over the last dim. */
 TFM_API tfm_tensor *tfm_l2_normalize(tfm_ctx *c, const tfm_tensor *x);
-/* tokens 1: tags each token */
+/* A linear layer on the pooled sequence, or with tokens 1 on each position (tagging; lengths are not looked at). */
 typedef struct tfm_classifier { int pooling; int tokens; tfm_linear_layer linear; } tfm_classifier;
 TFM_API TFM_CHECK tfm_status tfm_classifier_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t d_model,
                                                  int64_t classes, int pooling, int tokens, tfm_classifier *head);
@@ -932,26 +1081,30 @@ TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *hea
  *  Generation
  * ---------------------------------------------------------------------------------------------------------------- */
 /* A session holds the caches of `batch` rows of one model. Feeding a prompt whole, in chunks or token by token,
- * alone or in a batch, gives the same bits. */
+ * alone or in a batch, gives the same bits. It copies the tfm_transformer struct; the parameters must outlive it. One
+ * thread at a time. */
 typedef struct tfm_session_options {
     int cache_dtype;                   /* TFM_F32, TFM_F16, TFM_BF16 */
     int64_t batch;                     /* 0: 1 */
     int64_t capacity;                  /* positions per row; 0: the model's max_length */
     int64_t source_capacity;           /* encoder-decoder: source positions per row; 0: capacity */
 } tfm_session_options;
+/* All memory of the caches is taken here. options NULL: one row, f32, the model's max_length. Not for encoder-only
+ * models. Belongs to the caller and outlives the context. */
 TFM_API tfm_session *tfm_session_create(tfm_ctx *c, const tfm_transformer *model, const tfm_session_options *options);
 TFM_API void tfm_session_destroy(tfm_session *s);
-TFM_API void tfm_session_reset(tfm_session *s);
-/* Encoder-decoder: encodes source (batch, Ls) ids (or features) with lengths (batch) or NULL, and keeps the keys and
- * values. */
+TFM_API void tfm_session_reset(tfm_session *s);              /* empty again, the encoded source is forgotten too */
+/* Encoder-decoder: resets the session, encodes source (batch, Ls) ids (or features) with lengths (batch) or NULL, and
+ * keeps the keys and values. */
 TFM_API TFM_CHECK tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tensor *source,
                                                 const tfm_tensor *lengths);
 /* Feeds ids (batch, L); counts (batch) or NULL: how many are real in each row. Returns the logits after each row's
  * last id, (batch, vocab). A row with count 0 gives zeros. */
 TFM_API tfm_tensor *tfm_session_feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);
-/* (batch, L, vocab) */
+/* The logits after every id, (batch, L, vocab): to score a text. */
 TFM_API tfm_tensor *tfm_session_feed_all(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);
-TFM_API int64_t tfm_session_length(const tfm_session *s, int64_t row);
+TFM_API int64_t tfm_session_length(const tfm_session *s, int64_t row);   /* positions held; 0: no such row */
+/* As tfm_cache_truncate, _reorder (the source's rows move too) and _fork. */
 TFM_API TFM_CHECK tfm_status tfm_session_truncate(tfm_ctx *c, tfm_session *s, int64_t row, int64_t length);
 TFM_API TFM_CHECK tfm_status tfm_session_reorder(tfm_ctx *c, tfm_session *s, const int64_t *rows, int64_t count);
 TFM_API tfm_session *tfm_session_fork(tfm_ctx *c, const tfm_session *s, const int64_t *rows, int64_t count);
@@ -968,12 +1121,14 @@ typedef struct tfm_sampling {
     int64_t penalty_window;            /* last ids that penalties look at; 0: all, the prompt among them */
     const int64_t *bias_ids; const float *bias; int64_t bias_count;
     const int64_t *banned; int64_t banned_count;
-    uint64_t seed;                     /* a row's draws depend on seed, row seed and position only */
+    /* a row's draws depend on seed, its position, and how many rows before it have the same prompt, only */
+    uint64_t seed;
     void (*logits)(void *user, int64_t row, float *logits, int64_t vocab);  /* may change them */
     void *user;
 } tfm_sampling;
-/* Chooses from logits (vocab) f32 given the `count` ids before; stream and step number the random draw.
- * *log_probability (may be NULL) is that of the chosen id under softmax of the unmodified logits. */
+/* Chooses from logits (vocab) f32 given the `count` ids before (for the penalties); stream and step number the random
+ * draw. sampling NULL: greedy. *log_probability (may be NULL) is that of the chosen id under softmax of the unmodified
+ * logits. */
 TFM_API TFM_CHECK tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sampling *sampling,
                                         const int64_t *ids, int64_t count,
                                         uint64_t stream, uint64_t step, int64_t *id, float *log_probability);
@@ -1005,7 +1160,10 @@ typedef struct tfm_generate_options {
     void *user;
     int64_t prompt_chunk;              /* ids of a prompt fed at once; 0: all. Same bits */
 } tfm_generate_options;
-/* prompts and out have as many entries as the session has rows. Each row has the bits of running alone. */
+/* Feeds each row its prompt (1 id or more) behind what the session holds, then id after id until each row has a reason
+ * to stop. prompts and out have `count` entries, as many as the session has rows. Each row has the bits of running
+ * alone. options NULL: greedy, until the session is full. The last id of a row is chosen but not fed, so a session can
+ * go on with it; tfm_session_reset begins anew. After an error, out holds what was there. */
 TFM_API TFM_CHECK tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                           const tfm_generate_options *options, tfm_sequence *out);
 
@@ -1019,8 +1177,11 @@ typedef struct tfm_beam_options {
     const int64_t *stop_ids; int64_t stop_id_count;
     const int64_t *banned; int64_t banned_count;
 } tfm_beam_options;
-/* One search per prompt; the session's batch is count x beams, encoded (tfm_session_encode) with each source
- * repeated `beams` times, or forked so. out: count x n_best, best first. */
+/* One search per prompt, of the likeliest continuations by sum of log-probabilities / length penalty (GNMT: Wu et al.
+ * 2016); the session's batch is count x beams, encoded (tfm_session_encode) with each source repeated `beams` times, or
+ * forked so. out: count x n_best, best first; n_best is at most beams; a place that no sequence took has count 0 and
+ * score -inf. It goes on from what the session holds, and leaves rows of abandoned beams in it: encode or reset before
+ * the next search. */
 TFM_API TFM_CHECK tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                              const tfm_beam_options *options, tfm_sequence *out);
 #endif /* TFM_NO_GENERATION */
@@ -1029,19 +1190,22 @@ TFM_API TFM_CHECK tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const t
 /* ------------------------------------------------------------------------------------------------------------------
  *  Files. Every parser works on memory; a file is mapped, or read where it cannot be. Hostile input gives TFM_FORMAT.
  * ---------------------------------------------------------------------------------------------------------------- */
-/* safetensors; data must outlive the file */
+/* safetensors in memory; data must outlive the file. The header is checked whole; dtypes without a counterpart here are
+ * an error (TFM_UNSUPPORTED) only when such a tensor is asked for. Any number of threads may read an open file. */
 TFM_API tfm_file *tfm_file_open_memory(tfm_ctx *c, const void *data, int64_t size);
 #if !defined(TFM_NO_STDIO)
-/* one .safetensors, or model.safetensors.index.json with its shards */
+/* One .safetensors, or (a name that ends in .json) model.safetensors.index.json with its shards. Mapped: do not change
+ * or shorten it while it is open. */
 TFM_API tfm_file *tfm_file_open(tfm_ctx *c, const char *path);
 #endif
+/* After everything that uses its tensors; a store that uses its bytes keeps it open by itself. */
 TFM_API void tfm_file_close(tfm_file *f);
-TFM_API int64_t tfm_file_count(const tfm_file *f);
-TFM_API const char *tfm_file_name(const tfm_file *f, int64_t index);
+TFM_API int64_t tfm_file_count(const tfm_file *f);                                         /* number of tensors */
+TFM_API const char *tfm_file_name(const tfm_file *f, int64_t index);                       /* the file's memory */
 TFM_API const char *tfm_file_metadata(const tfm_file *f, const char *key);                 /* NULL: no such key */
-/* a view of the file: do not write; NULL + error when absent */
+/* A view of the file's bytes (a copy where they are not aligned): do not write; dangles when the file is closed. */
 TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *name);
-TFM_API int tfm_file_has(const tfm_file *f, const char *name);
+TFM_API int tfm_file_has(const tfm_file *f, const char *name);                             /* 1: yes */
 
 /* Loading rules: the first row whose pattern matches a name in the file decides. '*' stands for any text without '.'
  * or '/' and is put where the target has '*', in order. */
@@ -1063,25 +1227,31 @@ typedef struct tfm_load_options {
     const tfm_rule *rules; int64_t rule_count;
     const char *prefix;                /* put before every name */
 } tfm_load_options;
-/* Puts every tensor of the file into the store under its (ruled) name: into a parameter that exists already its
- * values (shape must agree), else as a new one, without a copy where the file's bytes can be used as they lie (then
- * the store keeps the file open). */
+/* Puts every tensor of the file into the store under its (ruled) name: into a parameter that exists already its values
+ * (shape must agree, floats are converted), else as a new one, without a copy where the file's bytes can be used as
+ * they lie (then the store keeps the file open). A tensor that no rule matches keeps its name. options NULL: no rules,
+ * packing on. Everything is checked before anything changes; only a cancel, or memory that runs out later, leaves a
+ * part loaded. What the file lacks is found by an init with tfm_params_strict. _memory copies: data may go afterwards.
+ */
 TFM_API TFM_CHECK tfm_status tfm_params_load_file(tfm_ctx *c, tfm_params *p, tfm_file *f,
                                                   const tfm_load_options *options);
 TFM_API TFM_CHECK tfm_status tfm_params_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
                                                     const tfm_load_options *options);
+/* The store as safetensors, packed matrices as plain ones: writes tfm_params_saved_size bytes (-1: NULL, or no memory)
+ * to the caller's buffer of `size`. */
 TFM_API int64_t tfm_params_saved_size(const tfm_params *p);
 TFM_API TFM_CHECK tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params *p, void *buffer, int64_t size);
 #if !defined(TFM_NO_STDIO)
+/* tfm_file_open, tfm_params_load_file, tfm_file_close. */
 TFM_API TFM_CHECK tfm_status tfm_params_load(tfm_ctx *c, tfm_params *p, const char *path,
                                              const tfm_load_options *options);
-/* atomically: a new file takes the old one's place */
+/* safetensors of a store, or of `count` named tensors of any strides. Atomic: a new file takes the old one's place. */
 TFM_API TFM_CHECK tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *path);
 TFM_API TFM_CHECK tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names,
                                               const tfm_tensor *const *tensors, int64_t count);
-/* atomically */
+/* `size` bytes as a file, atomically. */
 TFM_API TFM_CHECK tfm_status tfm_write_file(tfm_ctx *c, const char *path, const void *data, int64_t size);
-/* whole file in the arena, a NUL after its end */
+/* A whole file in the arena, a NUL after its end; *size (may be NULL) gets its length without that. */
 TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size);
 #endif
 #endif /* TFM_NO_FILES */
@@ -1090,28 +1260,33 @@ TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size);
 /* ------------------------------------------------------------------------------------------------------------------
  *  Models and tokenizers
  * ---------------------------------------------------------------------------------------------------------------- */
-/* A checkpoint of llama2.c (version 0 .bin): fills config and the store (names as tfm_transformer_init wants them). */
+/* A checkpoint of llama2.c (version 0 .bin): fills *config and the store (names as tfm_transformer_init wants them; the
+ * values are copied). Next: tfm_transformer_init with prefix "", tfm_params_prepare. */
 TFM_API TFM_CHECK tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
                                                      tfm_transformer_config *config);
-/* Its tokenizer file; vocab = the model's vocabulary size. */
+/* Its tokenizer file; vocab = the model's vocabulary size. All tokenizers copy what they need, outlive the context and
+ * belong to the caller; any number of threads may read one. */
 TFM_API tfm_tokenizer *tfm_tokenizer_llama2c_memory(tfm_ctx *c, const void *data, int64_t size, int64_t vocab);
 /* One token a line, the line number is the id. Texts are split at spaces. unknown: id for other words, -1: an error. */
 TFM_API tfm_tokenizer *tfm_tokenizer_lines_memory(tfm_ctx *c, const void *data, int64_t size, int64_t unknown);
 #if !defined(TFM_NO_STDIO) && !defined(TFM_NO_FILES)
+/* The same from files. */
 TFM_API TFM_CHECK tfm_status tfm_llama2c_load(tfm_ctx *c, tfm_params *p, const char *path,
                                               tfm_transformer_config *config);
 TFM_API tfm_tokenizer *tfm_tokenizer_llama2c(tfm_ctx *c, const char *path, int64_t vocab);
 TFM_API tfm_tokenizer *tfm_tokenizer_lines(tfm_ctx *c, const char *path, int64_t unknown);
 #endif
 TFM_API void tfm_tokenizer_destroy(tfm_tokenizer *t);
-TFM_API int64_t tfm_tokenizer_size(const tfm_tokenizer *t);
-TFM_API int64_t tfm_tokenizer_find(const tfm_tokenizer *t, const char *token);              /* -1: none */
-/* Ids of a text, in the arena; begin / end 1: with the begin / end id (llama2.c: 1 and 2). */
+TFM_API int64_t tfm_tokenizer_size(const tfm_tokenizer *t);                                 /* number of tokens */
+TFM_API int64_t tfm_tokenizer_find(const tfm_tokenizer *t, const char *token);              /* its id; -1: none */
+/* *count ids of a text, in the arena; begin / end 1: with the begin / end id (llama2.c: 1 and 2; lines: of <s> and
+ * </s>, an error when there is none). */
 TFM_API TFM_CHECK tfm_status tfm_tokenizer_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int begin,
                                                   int end, int64_t **ids, int64_t *count);
-/* a tfm_piece_fn */
+/* A tfm_piece_fn whose user is the tokenizer. The text is the tokenizer's memory, *length may be NULL; "" for an id
+ * that does not exist. */
 TFM_API const char *tfm_tokenizer_piece(const void *tokenizer, int64_t previous, int64_t id, int64_t *length);
-/* in the arena */
+/* The text of ids, without begin and end ids, in the arena. */
 TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, const int64_t *ids, int64_t count);
 #endif /* TFM_NO_MODELS */
 
@@ -1144,6 +1319,13 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #define TFM__ARM64 1
 #else
 #define TFM__ARM64 0
+#endif
+
+/* gcc for 32-bit x86 computes in registers wider than a float unless told otherwise. */
+#if defined(__i386__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SSE2_MATH__)
+#define TFM__X87 1
+#else
+#define TFM__X87 0
 #endif
 
 /* Vector headers stand before every target region and before the pragmas below. */
@@ -2789,6 +2971,10 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #elif TFM__PASS == TFM__AVX512 && defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
                              apply_to = function)
+#elif TFM__PASS == TFM__SCALAR && TFM__X87
+/* In wide registers a sum has other bits wherever the compiler spills differently. Every x86 since 2003 has SSE2. */
+#pragma GCC push_options
+#pragma GCC target("sse2,fpmath=sse")
 #elif TFM__PASS == TFM__AVX2 && defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
@@ -4900,6 +5086,8 @@ static const tfm__kernels TFM__FN(kernels) = {
 #pragma clang attribute pop
 #elif TFM__PASS == TFM__AVX512 && defined(__clang__)
 #pragma clang attribute pop
+#elif TFM__PASS == TFM__SCALAR && TFM__X87
+#pragma GCC pop_options
 #elif TFM__PASS == TFM__AVX2 && defined(__GNUC__)
 #pragma GCC pop_options
 #elif TFM__PASS == TFM__AVX512 && defined(__GNUC__)
@@ -5959,7 +6147,7 @@ static float tfm__odd_float(double d) {
     const double back = (double)f;
     uint32_t bits = tfm__float_bits(f);
     if (back == d || tfm__isnan(f)) return f;
-    if (back < 0.0 ? back < d : back > d) bits -= 1; /* rounded away from zero: step back */
+    if (d < 0.0 ? back < d : back > d) bits -= 1; /* rounded away from zero: step back */
     return tfm__bits_float(bits | 1u);
 }
 
@@ -7386,7 +7574,7 @@ static tfm_tensor *tfm__wrap_checked(tfm_ctx *c, int op, int dtype, tfm_shape sh
                                      void *data) {
     tfm__op o;
     tfm_tensor *y;
-    int64_t numel, reach = 0, far;
+    int64_t numel, reach = 0, span;
     int i;
     if (!tfm__enter(c, &o, op, 0)) return NULL;
     if (!tfm__shape_check(c, tfm__op_name(&o), dtype, shape.ndim, shape.dim, &numel)) return tfm__leave(&o, NULL);
@@ -7399,7 +7587,7 @@ static tfm_tensor *tfm__wrap_checked(tfm_ctx *c, int op, int dtype, tfm_shape sh
     for (i = 0; strided && i < shape.ndim; ++i) {
         if (stride[i] < 0) return tfm__reject(&o, "stride %d is %lld, expected 0 or more", i, (long long)stride[i]);
         if (numel &&
-            (!tfm__mul(stride[i], shape.dim[i] - 1, &far) || !tfm__add(reach, far, &reach) || reach > INT64_MAX / 32)) {
+            (!tfm__mul(stride[i], shape.dim[i] - 1, &span) || !tfm__add(reach, span, &reach) || reach > INT64_MAX / 32)) {
             return tfm__reject(&o, "stride %d is %lld: out of the address space", i, (long long)stride[i]);
         }
     }
@@ -10095,13 +10283,13 @@ TFM_API tfm_mask tfm_mask_padding(const tfm_tensor *key_lengths) {
 TFM_API int64_t tfm_relative_bucket(int64_t distance, int64_t buckets, int64_t max_distance, int one_way) {
     const int64_t side = one_way ? buckets : buckets / 2, exact = side / 2;
     const int64_t first = !one_way && distance > 0 ? side : 0;
-    const int64_t far = max_distance > 0 ? max_distance : 128;
+    const int64_t most = max_distance > 0 ? max_distance : 128;
     int64_t n = distance < -INT64_MAX ? INT64_MAX : distance < 0 ? -distance : distance;
     float share;
     if (one_way && distance > 0) n = 0;
     if (n < exact) return first + n;
-    if (n >= far || exact < 1) return first + tfm__max64(side - 1, 0);
-    share = (float)log((double)((float)n / (float)exact)) / (float)log((double)far / (double)exact);
+    if (n >= most || exact < 1) return first + tfm__max64(side - 1, 0);
+    share = (float)log((double)((float)n / (float)exact)) / (float)log((double)most / (double)exact);
     n = exact + (int64_t)(share * (float)(side - exact));
     return first + tfm__min64(n, side - 1);
 }
@@ -10217,12 +10405,12 @@ static int tfm__mask_check_vectors(tfm__op *o, const tfm_mask *mask, const int64
         }
     }
     if (table) {
-        const int64_t far = mask->relative_max_distance ? mask->relative_max_distance : 128;
+        const int64_t most = mask->relative_max_distance ? mask->relative_max_distance : 128;
         const int64_t side = mask->relative_one_way ? table->shape[0] : table->shape[0] / 2;
-        if (side < 2 || far <= side / 2 || far > TFM__MASK_REACH) {
+        if (side < 2 || most <= side / 2 || most > TFM__MASK_REACH) {
             tfm__reject(o, "mask.relative_bias has %lld buckets and mask.relative_max_distance is %lld: expected "
                         "at least %d buckets and a distance above %lld, at most %d",
-                        (long long)table->shape[0], (long long)far, mask->relative_one_way ? 2 : 4,
+                        (long long)table->shape[0], (long long)most, mask->relative_one_way ? 2 : 4,
                         (long long)(side / 2), TFM__MASK_REACH);
             return 0;
         }
@@ -15356,16 +15544,20 @@ TFM_API tfm_tensor *tfm_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *
 TFM_API tfm_tensor *tfm_l2_normalize(tfm_ctx *c, const tfm_tensor *x) {
     tfm__op o;
     tfm__scope s;
+    const tfm_tensor *wide = x; /* f32: squares leave the range of f16 */
     tfm_tensor *y;
     if (!tfm__enter(c, &o, TFM__OP_L2_NORMALIZE, 1, x)) return NULL;
     if (!x->ndim) return tfm__reject(&o, "x is a scalar: at least one dim is expected");
     if (!tfm__need_float(&o, "x", x)) return NULL;
     s = tfm__scope_open(c);
-    y = tfm_mul(c, x, x);
+    if (x->dtype != TFM_F32) wide = tfm_cast(c, x, TFM_F32);
+    y = wide ? tfm_mul(c, wide, wide) : NULL;
     y = y ? tfm_sum(c, y, tfm_shape1(-1), 1) : NULL;
     y = y ? tfm_sqrt(c, y) : NULL;
     y = y ? tfm_clamp(c, y, 1e-12f, (float)HUGE_VAL) : NULL;
-    return tfm__leave(&o, tfm__scope_close(&s, y ? tfm_div(c, x, y) : NULL, NULL));
+    y = y ? tfm_div(c, wide, y) : NULL;
+    if (y && x->dtype != TFM_F32) y = tfm_cast(c, y, x->dtype);
+    return tfm__leave(&o, tfm__scope_close(&s, y, NULL));
 }
 
 TFM_API tfm_status tfm_classifier_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t d_model, int64_t classes,
@@ -17426,20 +17618,27 @@ static int tfm__rule_splits(const tfm_rule *r) {
     return r && (r->kind == TFM_RULE_SPLIT || r->kind == TFM_RULE_SPLIT_TRANSPOSE);
 }
 
-/* 1: pattern fits name; star[i], length[i] are what its '*' stand for. */
-static int tfm__match(const char *pattern, const char *name, const char **star, int64_t *length, int stars) {
-    int64_t n = 0;
-    for (; *pattern && *pattern != '*'; pattern++, name++)
-        if (*pattern != *name) return 0;
-    if (!*pattern) return !*name;
-    if (stars >= TFM__STARS_MOST) return 0;
-    for (;; n++) {
-        if (tfm__match(pattern + 1, name + n, star, length, stars + 1)) {
+/* 1: pattern fits name; star[i], length[i] are what its '*' stand for, each as short as can be. Only the latest star is ever
+ * made longer: an earlier one would have to cross what stops the latest. No name makes this slow. */
+static int tfm__match(const char *pattern, const char *name, const char **star, int64_t *length) {
+    const char *again = NULL, *next;
+    int stars = 0;
+    for (;;) {
+        if (*pattern == '*') {
             star[stars] = name;
-            length[stars] = n;
-            return 1;
+            length[stars++] = 0;
+            again = ++pattern;
+        } else if (*pattern == *name) {
+            if (!*name) return 1;
+            pattern++;
+            name++;
+        } else {
+            next = again ? star[stars - 1] + length[stars - 1] : "";
+            if (!*next || *next == '.' || *next == '/') return 0;
+            length[stars - 1]++;
+            name = next + 1;
+            pattern = again;
         }
-        if (!name[n] || name[n] == '.' || name[n] == '/') return 0;
     }
 }
 
@@ -17525,7 +17724,7 @@ static void tfm__plan_walk(tfm__plan *l) {
             const tfm_rule *r = &o->rules[k];
             char target[TFM__NAME_MAX + 1];
             if (decided && !tfm__rule_splits(r)) continue;
-            if (!tfm__match(r->from, e->name, star, length, 0)) continue;
+            if (!tfm__match(r->from, e->name, star, length)) continue;
             decided = 1;
             if (r->kind == TFM_RULE_SKIP) break;
             if (!tfm__rule_target(l->c, r, star, length, target)) return;
@@ -19027,6 +19226,7 @@ TFM__STRICT_FP_END
 #undef TFM__WINDOWS
 #undef TFM__WORK_PER_SLOT
 #undef TFM__X86
+#undef TFM__X87
 #undef TFM__XOR1
 #undef TFM__X_LOAD
 #undef TFM__X_STEP

@@ -3,7 +3,8 @@
  *     cc -O2 -I. examples/generate.c -o generate -lm
  *     generate MODEL.bin TOKENIZER.bin [-p PROMPT] [-n STEPS] [-t TEMPERATURE] [-s SEED]
  *
- * One prompt is fed whole, then one id at a time comes back through a callback. TFM_ISA=scalar|avx2|avx512|neon chooses the instruction set. */
+ * One prompt is fed whole, then one id at a time comes back through a callback. TFM_ISA=scalar|avx2|avx512|neon chooses
+ * the instruction set. */
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 
@@ -60,9 +61,13 @@ static int on_token(void *user, int64_t row, int64_t id, float log_probability, 
 }
 
 static double seconds(void) {
+#if defined(TIME_UTC)
     struct timespec now;
     timespec_get(&now, TIME_UTC);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC; /* C99 has no better */
+#endif
 }
 
 static int run(tfm_ctx *c, const options *o, tfm_params *weights) {
@@ -85,7 +90,7 @@ static int run(tfm_ctx *c, const options *o, tfm_params *weights) {
     if (tokenizer) status = tfm_tokenizer_encode(c, tokenizer, o->prompt, 1, 0, &ids, &prompt.count);
     if (tokenizer && !status) {
         prompt.ids = ids;
-        /* llama2.c counts a step per id that goes in; the prompt is printed without its <s>, as far as the steps go */
+        /* llama2.c counts a step per id that goes in; the prompt is printed without its <s> as far as the steps go */
         steps = o->steps > 0 && o->steps < config.max_length ? o->steps : config.max_length;
         for (i = 1; i < prompt.count && i <= steps; i++) {
             const char *text = tfm_tokenizer_piece(tokenizer, ids[i - 1], ids[i], &length);

@@ -3,8 +3,8 @@
  *     cc -O2 -I. examples/translate.c -o translate -lm
  *     translate MODEL.safetensors SOURCE_VOCAB TARGET_VOCAB "a b c" [--beam N] [--heatmap out.svg]
  *
- * The table of rules below is all that it takes to load CTranslate2's names into tfm_transformer. Printed are the translation and the
- * log-probability of each of its tokens; the picture shows where the decoder looked. */
+ * The table of rules below is all that it takes to load CTranslate2's names into tfm_transformer. Printed are the
+ * translation and the log-probability of each of its tokens; the picture shows where the decoder looked. */
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 
@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BEGIN = 1, END = 2 }; /* of the target vocabulary: <s>, </s> */
+enum { BEGIN = 1, END = 2, MOST = 200 }; /* <s> and </s> of the target vocabulary; the longest word */
 
 /* "*" is the layer, or weight / bias. Queries, keys and values of self-attention are fused as PyTorch has them; those of
  * cross-attention come in two parts. */
@@ -67,14 +67,13 @@ static tfm_status load(tfm_ctx *c, tfm_params *p, const char *path, tfm_transfor
 }
 
 /* The cross-attention of the last layer, mean over heads: which source token each target token looked at. */
-static tfm_status draw(tfm_ctx *c, const tfm_transformer *model, const tfm_tokenizer *source, const int64_t *ids, int64_t count,
-                       const tfm_tokenizer *target, const tfm_sequence *out, const char *path) {
+static tfm_status draw(tfm_ctx *c, const tfm_transformer *model, const tfm_tokenizer *source, const int64_t *ids,
+                       int64_t count, const tfm_tokenizer *target, const tfm_sequence *out, const char *path) {
     tfm_transformer_options o = {0};
     tfm_heatmap_options map = {0};
     tfm_tensor *weights = NULL, *x, *y;
-    const char **rows = malloc((size_t)out->count * sizeof *rows), **columns = malloc((size_t)count * sizeof *columns), *svg;
-    int64_t *fed = malloc((size_t)out->count * sizeof *fed), i, length;
-    if (!rows || !columns || !fed) return TFM_OOM;
+    const char *rows[MOST], *columns[MOST], *svg;
+    int64_t fed[MOST], i, length;
     for (i = 0; i < out->count; i++) {
         fed[i] = i ? out->ids[i - 1] : BEGIN;
         rows[i] = tfm_tokenizer_piece(target, -1, out->ids[i], &length);
@@ -83,13 +82,10 @@ static tfm_status draw(tfm_ctx *c, const tfm_transformer *model, const tfm_token
     o.weights = &weights;
     x = tfm_from(c, TFM_I64, TFM_SHAPE(1, count), ids);
     y = tfm_from(c, TFM_I64, TFM_SHAPE(1, out->count), fed);
-    if (tfm_transformer_forward(c, model, x, y, &o)) weights = tfm_select(c, tfm_mean(c, weights, TFM_SHAPE(1), 0), 0, 0);
+    if (!tfm_transformer_forward(c, model, x, y, &o)) return tfm_status_of(c);
     map.row_labels = rows;
     map.column_labels = columns;
-    svg = tfm_heatmap_svg(c, weights, &map);
-    free(fed);
-    free(columns);
-    free(rows);
+    svg = tfm_heatmap_svg(c, tfm_select(c, tfm_mean(c, weights, TFM_SHAPE(1), 0), 0, 0), &map);
     return svg ? tfm_write_file(c, path, svg, (int64_t)strlen(svg)) : tfm_status_of(c);
 }
 
@@ -101,27 +97,29 @@ static tfm_status translate(tfm_ctx *c, tfm_params *p, char **argv, int64_t beam
     tfm_session *session = NULL;
     tfm_prompt start = {1, &begin};
     tfm_sequence out;
-    int64_t *ids, *repeated, count, length, i;
+    tfm_tensor *word;
+    int64_t *ids, count, length, i;
     tfm_tokenizer *source = tfm_tokenizer_lines(c, argv[2], -1), *target = tfm_tokenizer_lines(c, argv[3], -1);
     tfm_status status = load(c, p, argv[1], &model);
-    room.batch = beams; /* beam search takes one row a beam, each with the same source; one beam is greedy search */
+    room.batch = beams; /* a row a beam, each with the same source; one beam is greedy search */
+    room.capacity = o.max_new = MOST;
+    o.beams = beams;
+    o.stop_ids = &end;
+    o.stop_id_count = 1;
+    o.length_penalty = TFM_LENGTH_GNMT;
+    o.alpha = 0.6f;
     if (!status) status = tfm_tokenizer_encode(c, source, argv[4], 0, 0, &ids, &count);
     if (!status) session = tfm_session_create(c, &model, &room);
     if (session) {
-        repeated = malloc((size_t)(beams * count + 1) * sizeof *repeated);
-        for (i = 0; repeated && i < beams * count; i++) repeated[i] = ids[i % count];
-        status = tfm_session_encode(c, session, tfm_from(c, TFM_I64, TFM_SHAPE(beams, count), repeated), NULL);
-        free(repeated);
-        o.beams = beams;
-        o.max_new = 2 * count + 20;
-        o.stop_ids = &end;
-        o.stop_id_count = 1;
-        o.length_penalty = TFM_LENGTH_GNMT;
-        o.alpha = 0.6f;
+        word = tfm_from(c, TFM_I64, TFM_SHAPE(1, count), ids);
+        word = tfm_contiguous(c, tfm_expand(c, word, TFM_SHAPE(beams, count)));
+        status = tfm_session_encode(c, session, word, NULL);
         if (!status) status = tfm_beam_search(c, session, &start, 1, &o, &out);
         if (!status) printf("%s  (score %.6f)\n", tfm_tokenizer_decode(c, target, out.ids, out.count), out.score);
-        for (i = 0; !status && i < out.count; i++)
-            printf("  %-8s %.6f\n", tfm_tokenizer_piece(target, -1, out.ids[i], &length), (double)out.log_probabilities[i]);
+        for (i = 0; !status && i < out.count; i++) {
+            const char *token = tfm_tokenizer_piece(target, -1, out.ids[i], &length);
+            printf("  %-8s %.6f\n", token, (double)out.log_probabilities[i]);
+        }
         if (!status && picture) status = draw(c, &model, source, ids, count, target, &out, picture);
     }
     tfm_session_destroy(session);
@@ -142,7 +140,8 @@ int main(int argc, char **argv) {
         else break;
     }
     if (argc < 5 || i != argc) {
-        fprintf(stderr, "usage: translate MODEL.safetensors SOURCE_VOCAB TARGET_VOCAB \"a b c\" [--beam N] [--heatmap out.svg]\n");
+        fprintf(stderr, "usage: translate MODEL.safetensors SOURCE_VOCAB TARGET_VOCAB \"a b c\" "
+                        "[--beam N] [--heatmap out.svg]\n");
         return 2;
     }
     c = tfm_create(NULL);

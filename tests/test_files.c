@@ -656,6 +656,43 @@ Test(rules, a_star_does_not_cross_dots_and_slashes) {
     unload(l);
 }
 
+/* Against the plain statement by recursion, over all short names and some patterns. */
+static int fits(const char *pattern, const char *name) {
+    if (*pattern != '*') return *pattern == *name && (!*name || fits(pattern + 1, name + 1));
+    return fits(pattern + 1, name) || (*name && *name != '.' && *name != '/' && fits(pattern, name + 1));
+}
+
+Test(rules, patterns_match_as_said) {
+    static const char *const patterns[] = {"*", "a*", "*a", "*.*", "a*b*a", "*ab*", "**", "*a.*", "*.a*/b", "*b/a*b", "a.b", "", "*a*a*"};
+    tfm_ctx *c = context();
+    size_t k;
+    int64_t number;
+    for (k = 0; k < sizeof patterns / sizeof patterns[0]; k++)
+        for (number = 0; number < 5461; number += test_quick() ? 37 : 1) { /* all names of up to six of these four letters */
+            char name[8], header[128];
+            tfm_rule rule = {TFM_RULE_SKIP, NULL, NULL, 0, 0};
+            tfm_load_options o;
+            tfm_params *p;
+            int64_t rest = number, first = 1, n = 0;
+            blob b;
+            for (; rest >= first; n++) rest -= first, first *= 4;
+            for (name[n] = 0; n > 0; rest /= 4) name[--n] = "ab./"[rest % 4];
+            snprintf(header, sizeof header, "{\"%s\":" INFO("U8", "[1]", 0, 1) "}", name);
+            b = file_of(header, 1);
+            p = tfm_params_create(c);
+            memset(&o, 0, sizeof o);
+            rule.from = patterns[k];
+            o.rules = &rule;
+            o.rule_count = 1;
+            o.prefix = "p"; /* an empty name is none */
+            assert_ok(c, tfm_params_load_memory(c, p, b.data, b.size, &o));
+            cr_assert_eq(tfm_params_count(p) == 0, fits(patterns[k], name), "\"%s\" and \"%s\"", patterns[k], name);
+            tfm_params_destroy(p);
+            free(b.data);
+        }
+    tfm_destroy(c);
+}
+
 Test(rules, transpose_concat_split) {
     static const tfm_rule transpose[] = {{TFM_RULE_TRANSPOSE, "x.*", "*", 0, 0}};
     static const tfm_rule concat[] = {{TFM_RULE_CONCAT, "x.b", "ab", 1, 2}, {TFM_RULE_CONCAT, "x.a", "ab", 0, 2}};

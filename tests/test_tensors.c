@@ -300,6 +300,9 @@ Test(cast, halves_are_rounded_once_from_f64_and_i64) {
     cr_assert(cast_one(c, TFM_F64, ldexp(1.0, -25), TFM_F16) == 0);
     cr_assert(cast_one(c, TFM_F64, 65519.9999999, TFM_F16) == 65504 && isinf(cast_one(c, TFM_F64, 65520, TFM_F16)));
     cr_assert(isinf(cast_one(c, TFM_F64, 1e300, TFM_BF16)) && isnan(cast_one(c, TFM_F64, NAN, TFM_BF16)));
+    /* too small for f32: the sign is all that is left */
+    cr_assert(cast_one(c, TFM_F64, -ldexp(1.0, -160), TFM_F16) == 0);
+    cr_assert(cast_one(c, TFM_F64, -ldexp(1.0, -160), TFM_BF16) == 0);
     memcpy(t->data, &wide, sizeof wide);
     cr_assert(tfm_item(tfm_cast(c, t, TFM_BF16)) == ldexp(129.0, 50));
     tfm_destroy(c);
