@@ -103,6 +103,7 @@
  *   batch a row sits in, packed or plain weights, a prompt fed whole, in chunks or id by id, keys from a cache of
  *   the same dtype or from a tensor. Random numbers are counter-based (Philox) and the same on every platform.
  *   Different instruction sets differ in rounding.
+ *   32-bit x86 keeps this promise with SSE2 arithmetic (-msse2 -mfpmath=sse), not with the x87 unit.
  *
  *
  * THREAD SAFETY
@@ -268,7 +269,8 @@ typedef struct tfm_options {
      * when all are done. count never exceeds `threads` (which must then be set). */
     void (*parallel_for)(void *user, int count, void (*run)(void *arg, int i), void *arg);
     void *parallel_user;
-    void (*log)(void *user, int level, const char *message);  /* NULL: silence. This version has nothing to say yet */
+    /* Each first error (TFM_LOG_ERROR), and what is worth knowing: fewer threads than asked for. NULL: silence. */
+    void (*log)(void *user, int level, const char *message);
     /* Loading ("loading", tensors), tfm_generate ("generating", ids) and beam search ("beam search", ids) say how far
      * they are; non-zero cancels them */
     int (*progress)(void *user, const char *what, int64_t done, int64_t total);
@@ -776,10 +778,9 @@ TFM_API TFM_CHECK tfm_status tfm_params_cast(tfm_ctx *c, tfm_params *p, int dtyp
 /* ------------------------------------------------------------------------------------------------------------------
  *  Layers. A layer is a plain struct of parameters: init registers them in a store under prefix + PyTorch's names ("" =
  *  no prefix; "encoder" gives "encoder.layers.0...."), initialised as PyTorch initialises them; forward uses them. The
- *  struct may be copied; the store must outlive it. A name that the store has already is bound, not
- *  filled: load first or afterwards, as you like. An init that fails may leave some of its
- *  parameters in the store. A forward changes neither layer nor store, so threads with a context each may share both.
- *  x is f32, f16 or bf16.
+ *  struct may be copied; the store must outlive it. A name that the store has already is bound, not filled: load first
+ *  or afterwards, as you like. An init that fails may leave some of its parameters in the store. A forward changes
+ *  neither layer nor store, so threads with a context each may share both. x is f32, f16 or bf16.
  * ---------------------------------------------------------------------------------------------------------------- */
 /* nn.Linear: activation(x weight^T + bias), x (..., in), result (..., out). Init: U(-1/sqrt(in), 1/sqrt(in)) for both,
  * activation none; set the field for another. bias 0: none. */
@@ -788,8 +789,7 @@ TFM_API TFM_CHECK tfm_status tfm_linear_init(tfm_ctx *c, tfm_params *p, const ch
                                              int bias, tfm_linear_layer *layer);
 TFM_API tfm_tensor *tfm_linear_forward(tfm_ctx *c, const tfm_linear_layer *layer, const tfm_tensor *x);
 
-/* nn.Embedding: scale times the rows of weight (count, d_model) by ids (i64 or i32, any shape). Init: N(0, 1), scale 1.
- */
+/* nn.Embedding: scale times the rows of weight (count, d_model) by ids (i64 or i32, any shape). Init: N(0, 1). */
 typedef struct tfm_embedding_layer { float scale; /* 0: 1 */ tfm_tensor *weight; } tfm_embedding_layer;
 TFM_API TFM_CHECK tfm_status tfm_embedding_init(tfm_ctx *c, tfm_params *p, const char *prefix, int64_t count,
                                                 int64_t d_model, tfm_embedding_layer *layer);
@@ -1172,7 +1172,7 @@ typedef struct tfm_beam_options {
     int length_penalty;                /* TFM_LENGTH_* */
     int64_t beams;                     /* 0: 4 */
     int64_t n_best;                    /* 0: 1 */
-    int64_t max_new;
+    int64_t max_new;                   /* 0: until the session is full */
     float alpha;
     const int64_t *stop_ids; int64_t stop_id_count;
     const int64_t *banned; int64_t banned_count;
@@ -1221,7 +1221,9 @@ enum {
 };
 typedef struct tfm_rule { int kind; const char *from; const char *to; int index, parts; } tfm_rule;
 typedef struct tfm_load_options {
-    int plain;                         /* 1: do not pack (tfm_params_prepare) after loading */
+    /* 1: do not pack (tfm_params_prepare) after loading. Only what an init has marked before is packed: when the inits
+     * come after the load, call tfm_params_prepare behind them */
+    int plain;
     int cast;                          /* 1: convert weight matrices to dtype */
     int dtype;
     const tfm_rule *rules; int64_t rule_count;
@@ -1843,7 +1845,7 @@ TFM__UNUSED static int64_t tfm__append(char *buffer, int64_t size, int64_t lengt
 /* -- hooks and the sticky error ------------------------------------------------------------------------------------ */
 
 TFM__PRINTF(3, 4)
-TFM__UNUSED static void tfm__log(tfm_ctx *c, int level, const char *format, ...) {
+static void tfm__log(tfm_ctx *c, int level, const char *format, ...) {
     char text[TFM__MESSAGE_BYTES];
     va_list list;
     if (!c->options.log) return;
@@ -5740,16 +5742,19 @@ static void tfm__ctx_check(tfm_ctx *c, const char *isa) {
 
 /* Pool and scratch. 0: the allocator has no memory (memory_limit is an error of the context instead). */
 static int tfm__ctx_threads(tfm_ctx *c) {
-    int cpus = 0, available = tfm__default_threads(&cpus);
+    int cpus = 0, available = tfm__default_threads(&cpus), wanted;
     int spin = c->options.spin_us ? c->options.spin_us : TFM__SPIN_US;
     int64_t bytes;
-    c->threads = c->options.threads ? c->options.threads : available;
+    wanted = c->threads = c->options.threads ? c->options.threads : available;
     if (cpus && c->threads > cpus) spin = 0; /* who spins then keeps another of us from working */
     if (!tfm__pool_create(c, 1e-6 * spin)) {
         bytes = tfm__pool_bytes(c->threads);
     } else {
         bytes = (int64_t)c->threads * TFM__SCRATCH_BYTES;
         c->scratch = (char *)tfm__take(c, bytes);
+        if (c->threads < wanted) {
+            tfm__log(c, TFM_LOG_WARNING, "tfm_create: %d of %d threads could be made", c->threads, wanted);
+        }
         if (c->scratch) return 1;
     }
     if (tfm__within_limit(c, tfm__block_bytes(bytes))) return 0;
@@ -13033,7 +13038,7 @@ static int tfm__shape_is(const tfm_tensor *t, tfm_shape shape) {
 }
 
 /* The parameter of that name, or a new zeroed one (*fresh = 1). dtype -1: any float dtype will do, f32 when it is new.
- * */
+ */
 static tfm_tensor *tfm__params_get(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
                                    int *fresh) {
     tfm__param *q = tfm__param_of(p, name);
@@ -14019,7 +14024,7 @@ TFM_API tfm_tensor *tfm_linear_forward(tfm_ctx *c, const tfm_linear_layer *layer
 
 /* x times rows [row, row + rows) of weight. Panels can only be cut where one begins: up to 15 outputs too many are
  * computed in front and left out of the result, which is a view then. An output's bits do not depend on its neighbours.
- * */
+ */
 static tfm_tensor *tfm__linear_rows(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
                                     int64_t row, int64_t rows) {
     const int packed = weight->layout == TFM_PANELS;
@@ -14307,7 +14312,7 @@ typedef struct tfm__rotation {
 } tfm__rotation;
 
 /* Where the tokens of a forward stand: behind what the cache holds, or from `position`. Rows that differ get an array.
- * */
+ */
 static int tfm__places_of(tfm_ctx *c, const tfm_cache *cache, int64_t layer, int64_t position, int64_t batch,
                           int64_t length, tfm__places *places) {
     const int64_t *held = cache ? cache->length + layer * cache->batch : NULL;
@@ -14915,7 +14920,7 @@ static int tfm__config_number(tfm_ctx *c, const char *who, const char *name, int
 }
 
 /* What the parts of a config say about each other; NULL: nothing is wrong. Fills in what one part decides for another.
- * */
+ */
 static const char *tfm__transformer_fault(tfm_transformer_config *g) {
     const int decoder_only = g->kind == TFM_DECODER_ONLY, encoder_only = g->kind == TFM_ENCODER_ONLY;
     int64_t tied;
@@ -15099,7 +15104,7 @@ static tfm__side tfm__side_of(const tfm_transformer *t, int target) {
 }
 
 /* Rows of the learned table at places, ready to be added. counts: padding may stand past the table's end, ids may not.
- * */
+ */
 static tfm_tensor *tfm__learned_at(tfm_ctx *c, const tfm_tensor *table, const tfm__places *places,
                                    const tfm_tensor *counts) {
     const int64_t most = table->shape[0];
@@ -15489,12 +15494,17 @@ static int tfm__pool_prepare(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *
     return 1;
 }
 
+/* t, or a copy in another dtype. NULL stays NULL. */
+static tfm_tensor *tfm__in_dtype(tfm_ctx *c, tfm_tensor *t, int dtype) {
+    return t && t->dtype != dtype ? tfm_cast(c, t, dtype) : t;
+}
+
 static tfm_tensor *tfm__pool_of(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *lengths, int pooling) {
     const int64_t batch = x->shape[0], length = x->shape[1], d = x->shape[2];
     const tfm_shape flat = tfm_shape2(batch, d), over = tfm_shape1(1);
     tfm__pool_lengths p;
     tfm_tensor *y;
-    if (!length) return tfm_zeros(c, flat);
+    if (!length) return tfm_full(c, x->dtype, flat, 0.0);
     if (!lengths) {
         if (pooling == TFM_POOL_MEAN) return tfm_mean(c, x, over, 0);
         if (pooling == TFM_POOL_MAX) return tfm_max(c, x, over, 0);
@@ -15503,9 +15513,9 @@ static tfm_tensor *tfm__pool_of(tfm_ctx *c, const tfm_tensor *x, const tfm_tenso
     }
     if (!tfm__pool_prepare(c, x, lengths, &p)) return NULL;
     if (pooling == TFM_POOL_MEAN) {
-        y = tfm_masked_fill(c, x, p.padding, 0.0);
+        y = tfm__in_dtype(c, tfm_masked_fill(c, x, p.padding, 0.0), TFM_F32); /* a sum leaves the range of f16 */
         y = y ? tfm_sum(c, y, over, 0) : NULL;
-        return y ? tfm_div(c, y, p.count) : NULL;
+        return tfm__in_dtype(c, y ? tfm_div(c, y, p.count) : NULL, x->dtype);
     }
     if (pooling == TFM_POOL_MAX) {
         y = tfm_masked_fill(c, x, p.padding, -HUGE_VAL);
@@ -15555,8 +15565,7 @@ TFM_API tfm_tensor *tfm_l2_normalize(tfm_ctx *c, const tfm_tensor *x) {
     y = y ? tfm_sum(c, y, tfm_shape1(-1), 1) : NULL;
     y = y ? tfm_sqrt(c, y) : NULL;
     y = y ? tfm_clamp(c, y, 1e-12f, (float)HUGE_VAL) : NULL;
-    y = y ? tfm_div(c, wide, y) : NULL;
-    if (y && x->dtype != TFM_F32) y = tfm_cast(c, y, x->dtype);
+    y = tfm__in_dtype(c, y ? tfm_div(c, wide, y) : NULL, x->dtype);
     return tfm__leave(&o, tfm__scope_close(&s, y, NULL));
 }
 
@@ -17618,8 +17627,8 @@ static int tfm__rule_splits(const tfm_rule *r) {
     return r && (r->kind == TFM_RULE_SPLIT || r->kind == TFM_RULE_SPLIT_TRANSPOSE);
 }
 
-/* 1: pattern fits name; star[i], length[i] are what its '*' stand for, each as short as can be. Only the latest star is ever
- * made longer: an earlier one would have to cross what stops the latest. No name makes this slow. */
+/* 1: pattern fits name; star[i], length[i] are what its '*' stand for, each as short as can be. Only the latest star is
+ * ever made longer: an earlier one would have to cross what stops the latest. No name makes this slow. */
 static int tfm__match(const char *pattern, const char *name, const char **star, int64_t *length) {
     const char *again = NULL, *next;
     int stars = 0;

@@ -48,7 +48,7 @@ static int parse(int argc, char **argv, options *o) {
     return i == argc;
 }
 
-/* A piece that is one byte and neither printable nor white space is not shown: it is part of a character that is not there. */
+/* A piece of one byte that is neither printable nor white space is not shown: it is a part of some character. */
 static void show(const char *text, int64_t length) {
     const int byte = length == 1 ? (unsigned char)text[0] : ' ';
     if (isprint(byte) || isspace(byte)) fwrite(text, 1, (size_t)length, stdout);

@@ -14,8 +14,7 @@
 
 enum { BEGIN = 1, END = 2, MOST = 200 }; /* <s> and </s> of the target vocabulary; the longest word */
 
-/* "*" is the layer, or weight / bias. Queries, keys and values of self-attention are fused as PyTorch has them; those of
- * cross-attention come in two parts. */
+/* "*" is the layer, or weight / bias. Cross-attention's fused in_proj comes in two parts: queries; keys and values. */
 static const tfm_rule rules[] = {
     {TFM_RULE_RENAME, "encoder/embeddings/weight", "src_embedding.weight", 0, 0},
     {TFM_RULE_RENAME, "decoder/embeddings/weight", "tgt_embedding.weight", 0, 0},
@@ -50,10 +49,9 @@ static tfm_status load(tfm_ctx *c, tfm_params *p, const char *path, tfm_transfor
     source = tfm_params_find(p, "src_embedding.weight"); /* may have more rows than its vocabulary has lines */
     target = tfm_params_find(p, "tgt_embedding.weight");
     linear1 = tfm_params_find(p, "encoder.layers.0.linear1.weight");
-    config.source_vocab = source ? source->shape[0] : 0;
-    config.target_vocab = target ? target->shape[0] : 0;
-    config.block.d_model = linear1 ? linear1->shape[1] : 0;
-    config.block.d_ff = linear1 ? linear1->shape[0] : 0;
+    if (source) config.source_vocab = source->shape[0];
+    if (target) config.target_vocab = target->shape[0];
+    if (linear1) config.block.d_model = linear1->shape[1], config.block.d_ff = linear1->shape[0];
     config.block.heads = 8;
     config.block.norm_first = 1;
     config.encoder_layers = config.decoder_layers = 6;
@@ -66,6 +64,8 @@ static tfm_status load(tfm_ctx *c, tfm_params *p, const char *path, tfm_transfor
     return tfm_params_prepare(c, p);
 }
 
+static const char *piece(const tfm_tokenizer *t, int64_t id) { return tfm_tokenizer_piece(t, -1, id, NULL); }
+
 /* The cross-attention of the last layer, mean over heads: which source token each target token looked at. */
 static tfm_status draw(tfm_ctx *c, const tfm_transformer *model, const tfm_tokenizer *source, const int64_t *ids,
                        int64_t count, const tfm_tokenizer *target, const tfm_sequence *out, const char *path) {
@@ -73,12 +73,12 @@ static tfm_status draw(tfm_ctx *c, const tfm_transformer *model, const tfm_token
     tfm_heatmap_options map = {0};
     tfm_tensor *weights = NULL, *x, *y;
     const char *rows[MOST], *columns[MOST], *svg;
-    int64_t fed[MOST], i, length;
+    int64_t fed[MOST], i;
     for (i = 0; i < out->count; i++) {
         fed[i] = i ? out->ids[i - 1] : BEGIN;
-        rows[i] = tfm_tokenizer_piece(target, -1, out->ids[i], &length);
+        rows[i] = piece(target, out->ids[i]);
     }
-    for (i = 0; i < count; i++) columns[i] = tfm_tokenizer_piece(source, -1, ids[i], &length);
+    for (i = 0; i < count; i++) columns[i] = piece(source, ids[i]);
     o.weights = &weights;
     x = tfm_from(c, TFM_I64, TFM_SHAPE(1, count), ids);
     y = tfm_from(c, TFM_I64, TFM_SHAPE(1, out->count), fed);
@@ -97,8 +97,7 @@ static tfm_status translate(tfm_ctx *c, tfm_params *p, char **argv, int64_t beam
     tfm_session *session = NULL;
     tfm_prompt start = {1, &begin};
     tfm_sequence out;
-    tfm_tensor *word;
-    int64_t *ids, count, length, i;
+    int64_t *ids, count, i;
     tfm_tokenizer *source = tfm_tokenizer_lines(c, argv[2], -1), *target = tfm_tokenizer_lines(c, argv[3], -1);
     tfm_status status = load(c, p, argv[1], &model);
     room.batch = beams; /* a row a beam, each with the same source; one beam is greedy search */
@@ -111,15 +110,12 @@ static tfm_status translate(tfm_ctx *c, tfm_params *p, char **argv, int64_t beam
     if (!status) status = tfm_tokenizer_encode(c, source, argv[4], 0, 0, &ids, &count);
     if (!status) session = tfm_session_create(c, &model, &room);
     if (session) {
-        word = tfm_from(c, TFM_I64, TFM_SHAPE(1, count), ids);
-        word = tfm_contiguous(c, tfm_expand(c, word, TFM_SHAPE(beams, count)));
-        status = tfm_session_encode(c, session, word, NULL);
+        tfm_tensor *word = tfm_expand(c, tfm_from(c, TFM_I64, TFM_SHAPE(1, count), ids), TFM_SHAPE(beams, count));
+        status = tfm_session_encode(c, session, tfm_contiguous(c, word), NULL);
         if (!status) status = tfm_beam_search(c, session, &start, 1, &o, &out);
         if (!status) printf("%s  (score %.6f)\n", tfm_tokenizer_decode(c, target, out.ids, out.count), out.score);
-        for (i = 0; !status && i < out.count; i++) {
-            const char *token = tfm_tokenizer_piece(target, -1, out.ids[i], &length);
-            printf("  %-8s %.6f\n", token, (double)out.log_probabilities[i]);
-        }
+        for (i = 0; !status && i < out.count; i++)
+            printf("  %-8s %.6f\n", piece(target, out.ids[i]), (double)out.log_probabilities[i]);
         if (!status && picture) status = draw(c, &model, source, ids, count, target, &out, picture);
     }
     tfm_session_destroy(session);
@@ -140,8 +136,7 @@ int main(int argc, char **argv) {
         else break;
     }
     if (argc < 5 || i != argc) {
-        fprintf(stderr, "usage: translate MODEL.safetensors SOURCE_VOCAB TARGET_VOCAB \"a b c\" "
-                        "[--beam N] [--heatmap out.svg]\n");
+        fprintf(stderr, "usage: translate MODEL SOURCE_VOCAB TARGET_VOCAB \"a b c\" [--beam N] [--heatmap out.svg]\n");
         return 2;
     }
     c = tfm_create(NULL);

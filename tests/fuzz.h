@@ -1,12 +1,12 @@
-/* What the fuzz drivers share. A driver is linked with tests/impl.c (fuzz_cache.c alone has its own copy of the library):
+/* What the fuzz drivers share. A driver is linked with tests/impl.c (fuzz_cache.c has its own copy of the library);
+ * for libFuzzer add -fsanitize=fuzzer -DTFM_LIBFUZZER:
  *
  *     cc -g -O1 -fsanitize=address,undefined -I. tests/fuzz_safetensors.c tests/impl.c -o fuzz -lm
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -DTFM_LIBFUZZER -I. tests/fuzz_safetensors.c tests/impl.c -o fuzz -lm       for libFuzzer
- *     ./fuzz             a fixed number of mutations of the driver's seeds, the same in every run (TFM_FUZZ_RUNS: another number)
+ *     ./fuzz             mutations of the driver's seeds: a fixed number (or TFM_FUZZ_RUNS), the same ones in every run
  *     ./fuzz FILE...     these files, and mutations of them
  *
- * A driver has fuzz_seed (built-in inputs), fuzz_words (what mutations like to insert), fuzz_mend (repairs what would be refused too early)
- * and LLVMFuzzerTestOneInput. */
+ * A driver has fuzz_seed (built-in inputs), fuzz_words (what mutations like to insert), fuzz_mend (repairs what would
+ * be refused too early) and LLVMFuzzerTestOneInput. */
 #ifndef TFM_FUZZ_H
 #define TFM_FUZZ_H
 
@@ -34,20 +34,20 @@ static tfm_ctx *fuzz_context(void) {
 
 enum { FUZZ_ROOM = 1 << 16, FUZZ_RUNS = 20000 };
 
-static size_t fuzz_seed(int number, uint8_t *out);       /* 0: there is no such seed */
-static const char *const *fuzz_words(void);              /* ends with NULL */
+static size_t fuzz_seed(int number, uint8_t *out); /* 0: there is no such seed */
+static const char *const *fuzz_words(void);        /* ends with NULL */
 static void fuzz_mend(uint8_t *data, size_t size);
 
 static uint64_t fuzz_state = 1;
 
 static size_t fuzz_random(size_t below) {
     fuzz_state = fuzz_state * 6364136223846793005u + 1442695040888963407u;
-    return below ? (size_t) (fuzz_state >> 33) % below : 0;
+    return below ? (size_t)(fuzz_state >> 33) % below : 0;
 }
 
 /* An exact copy on the heap, so that a sanitizer sees a read past the end. */
 static void fuzz_one(const uint8_t *data, size_t size) {
-    uint8_t *copy = (uint8_t *) malloc(size ? size : 1);
+    uint8_t *copy = (uint8_t *)malloc(size ? size : 1);
     if (!copy) exit(1);
     memcpy(copy, data, size);
     LLVMFuzzerTestOneInput(copy, size);
@@ -64,7 +64,9 @@ static size_t fuzz_insert(uint8_t *data, size_t size, const uint8_t *what, size_
 
 /* One to four changes. */
 static size_t fuzz_mutate(uint8_t *data, size_t size) {
-    static const uint32_t numbers[] = {0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff, 0x10000, 0x40000000};
+    static const uint32_t numbers[] = {0,          1,          2,          0x7f,    0x80,
+                                       0xff,       0x7fff,     0x8000,     0xffff,  0x7fffffff,
+                                       0x80000000, 0xfffffffe, 0xffffffff, 0x10000, 0x40000000};
     size_t changes = 1 + fuzz_random(4), words = 0;
     uint8_t piece[64];
     while (fuzz_words()[words]) words++;
@@ -72,14 +74,32 @@ static size_t fuzz_mutate(uint8_t *data, size_t size) {
         const size_t at = fuzz_random(size), length = 1 + fuzz_random(size - at < 32 ? size - at : 32);
         const uint32_t number = numbers[fuzz_random(sizeof numbers / sizeof numbers[0])];
         switch (fuzz_random(size ? 8 : 2)) {
-        case 0: if (words) { const char *w = fuzz_words()[fuzz_random(words)]; size = fuzz_insert(data, size, (const uint8_t *) w, strlen(w)); } break;
-        case 1: piece[0] = (uint8_t) fuzz_random(256); size = fuzz_insert(data, size, piece, 1); break;
-        case 2: data[at] = (uint8_t) fuzz_random(256); break;
-        case 3: data[at] ^= (uint8_t) (1u << fuzz_random(8)); break;
-        case 4: memmove(data + at, data + at + length, size - at - length); size -= length; break;
-        case 5: memcpy(piece, data + at, length); size = fuzz_insert(data, size, piece, length); break;
-        case 6: if (size >= 4) memcpy(data + fuzz_random(size / 4) * 4, &number, 4); break;
-        default: if (fuzz_random(4) == 0) size = at; break;
+        case 0:
+            if (words) {
+                const char *w = fuzz_words()[fuzz_random(words)];
+                size = fuzz_insert(data, size, (const uint8_t *)w, strlen(w));
+            }
+            break;
+        case 1:
+            piece[0] = (uint8_t)fuzz_random(256);
+            size = fuzz_insert(data, size, piece, 1);
+            break;
+        case 2: data[at] = (uint8_t)fuzz_random(256); break;
+        case 3: data[at] ^= (uint8_t)(1u << fuzz_random(8)); break;
+        case 4:
+            memmove(data + at, data + at + length, size - at - length);
+            size -= length;
+            break;
+        case 5:
+            memcpy(piece, data + at, length);
+            size = fuzz_insert(data, size, piece, length);
+            break;
+        case 6:
+            if (size >= 4) memcpy(data + fuzz_random(size / 4) * 4, &number, 4);
+            break;
+        default:
+            if (fuzz_random(4) == 0) size = at;
+            break;
         }
     }
     return size;

@@ -12,7 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tfm_generate_options o;
     tfm_sequence out;
     tfm_session *s = NULL;
-    tfm_status status = tfm_llama2c_load_memory(c, p, data, (int64_t) size, &config);
+    tfm_status status = tfm_llama2c_load_memory(c, p, data, (int64_t)size, &config);
     memset(&o, 0, sizeof o);
     o.max_new = 3;
     tfm_params_strict(p, 1);
@@ -40,10 +40,10 @@ static size_t fuzz_seed(int number, uint8_t *out) {
     floats = (h[5] < 0 ? -2 * h[5] : h[5]) * d + h[2] * layer + d + h[6] * (d / h[3]);
     memcpy(out, h, 28);
     for (i = 0; i < floats; i++) {
-        const float x = (float) (i % 17) / 16 - 0.5f;
+        const float x = (float)(i % 17) / 16 - 0.5f;
         memcpy(out + 28 + 4 * i, &x, 4);
     }
-    return (size_t) (28 + 4 * floats);
+    return (size_t)(28 + 4 * floats);
 }
 
 static const char *const *fuzz_words(void) {

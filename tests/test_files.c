@@ -6,24 +6,24 @@
 #include <sys/stat.h>
 #endif
 
-/* ---- files made on the spot ------------------------------------------------------------------------------------------ */
+/* ---- files made on the spot ------------------------------------------------------------------------------------- */
 
 typedef struct blob {
     unsigned char *data;
     int64_t size;
 } blob;
 
-/* A file with this header and `bytes` bytes of data 0, 1, 2, ...; the data of 32-bit types is then 0x03020100 and so on. */
+/* A file with this header and `bytes` bytes of data 0, 1, 2, ...: as 32-bit numbers 0x03020100 and so on. */
 static blob file_of(const char *header, int64_t bytes) {
-    const int64_t n = (int64_t) strlen(header);
+    const int64_t n = (int64_t)strlen(header);
     blob b;
     int64_t i;
     b.size = 8 + n + bytes;
-    b.data = (unsigned char *) malloc((size_t) b.size);
+    b.data = (unsigned char *)malloc((size_t)b.size);
     cr_assert_not_null(b.data);
-    for (i = 0; i < 8; i++) b.data[i] = (unsigned char) ((uint64_t) n >> (8 * i));
-    memcpy(b.data + 8, header, (size_t) n);
-    for (i = 0; i < bytes; i++) b.data[8 + n + i] = (unsigned char) i;
+    for (i = 0; i < 8; i++) b.data[i] = (unsigned char)((uint64_t)n >> (8 * i));
+    memcpy(b.data + 8, header, (size_t)n);
+    for (i = 0; i < bytes; i++) b.data[8 + n + i] = (unsigned char)i;
     return b;
 }
 
@@ -32,10 +32,10 @@ static blob floats_of(const char *header, int64_t count) {
     char padded[1024];
     blob b;
     int64_t i;
-    snprintf(padded, sizeof padded, "%-*s", (int) ((strlen(header) + 7) / 8 * 8), header);
+    snprintf(padded, sizeof padded, "%-*s", (int)((strlen(header) + 7) / 8 * 8), header);
     b = file_of(padded, count * 4);
     for (i = 0; i < count; i++) {
-        const float x = (float) i;
+        const float x = (float)i;
         memcpy(b.data + b.size - 4 * (count - i), &x, 4);
     }
     return b;
@@ -77,16 +77,19 @@ static void expect_values(const tfm_tensor *t, const float *expected) {
     int d;
     cr_assert_not_null(t);
     for (i = 0; i < tfm_numel(t); i++) {
-        cr_assert_eq(tfm_get(t, index), (double) expected[i], "element %lld is %g, expected %g", (long long) i, tfm_get(t, index), (double) expected[i]);
+        cr_assert_eq(tfm_get(t, index), (double)expected[i], "element %lld is %g, expected %g", (long long)i,
+                     tfm_get(t, index), (double)expected[i]);
         for (d = t->ndim - 1; d >= 0 && ++index[d] == t->shape[d]; d--) index[d] = 0;
     }
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 /* Every file of huggingface's tests, with the words that our text has for the error class of expected.json. */
 Test(files, hostile_files_behave_as_the_reference_says) {
-    static const struct { const char *name, *phrase; } table[] = {
+    static const struct {
+        const char *name, *phrase;
+    } table[] = {
         {"test_empty_shapes_allowed", NULL},
         {"test_deserialization", NULL},
         {"test_lifetimes", NULL},
@@ -119,13 +122,14 @@ Test(files, hostile_files_behave_as_the_reference_says) {
         test_need_shared(path, sizeof path, name);
         data = test_read_file(path, &size);
         for (from_memory = 0; from_memory < 2; from_memory++) {
-            f = from_memory ? tfm_file_open_memory(c, data, (int64_t) size) : tfm_file_open(c, path);
+            f = from_memory ? tfm_file_open_memory(c, data, (int64_t)size) : tfm_file_open(c, path);
             cr_expect_eq(f != NULL, table[i].phrase == NULL, "%s: %s", table[i].name, tfm_error(c));
             if (!f && table[i].phrase) {
                 cr_expect_eq(tfm_status_of(c), TFM_FORMAT, "%s", table[i].name);
                 cr_expect_not_null(strstr(tfm_error(c), table[i].phrase), "%s: %s", table[i].name, tfm_error(c));
             }
-            if (f && tfm_file_count(f)) cr_expect_not_null(tfm_file_tensor(c, f, "test"), "%s: %s", table[i].name, tfm_error(c));
+            if (f && tfm_file_count(f))
+                cr_expect_not_null(tfm_file_tensor(c, f, "test"), "%s: %s", table[i].name, tfm_error(c));
             tfm_clear(c);
             tfm_file_close(f);
         }
@@ -134,7 +138,8 @@ Test(files, hostile_files_behave_as_the_reference_says) {
     }
 }
 
-#define INFO(dtype, shape, begin, end) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
+#define INFO(dtype, shape, begin, end) \
+    "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
 
 Test(files, json_is_read_strictly) {
     refuse("", 0, "it is not an object");
@@ -171,16 +176,19 @@ Test(files, json_is_read_strictly) {
     refuse("{\"__metadata__\":{\"a\":1}}", 0, "a string is missing");
     refuse("{\"__metadata__\":{},\"__metadata__\":{}}", 0, "twice");
     refuse("\xef\xbb\xbf{}", 0, "not an object"); /* byte order mark */
-    refuse("{\"\xc0\xaf\":0}", 0, "not UTF-8");    /* overlong */
+    refuse("{\"\xc0\xaf\":0}", 0, "not UTF-8");   /* overlong */
     refuse("{\"\xed\xa0\x80\":0}", 0, "not UTF-8");
     refuse("{\"\xf4\x90\x80\x80\":0}", 0, "not UTF-8");
     refuse("{\"\xe2\x82\":0}", 0, "not UTF-8");
 }
 
 Test(files, names_may_be_any_text) {
-    static const char header[] = "{\"\":" INFO("U8", "[1]", 0, 1) ",\"a\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\u20ac\\ud83d\\ude00\":" INFO("U8", "[1]", 1, 2)
-                                 ",\"%s%n%d\":" INFO("U8", "[1]", 2, 3) ",\"\xf0\x9f\x98\x80\":" INFO("U8", "[1]", 3, 4) "}";
-    static const char *const names[4] = {"", "a\"\\/\b\f\n\r\t\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "%s%n%d", "\xf0\x9f\x98\x80"};
+    static const char header[] =
+        "{\"\":" INFO("U8", "[1]", 0, 1) ",\"a\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\u20ac\\ud83d\\ude00\":" INFO(
+            "U8", "[1]", 1, 2) ",\"%s%n%d\":" INFO("U8", "[1]", 2, 3) ",\"\xf0\x9f\x98\x80\":" INFO("U8", "[1]", 3,
+                                                                                                    4) "}";
+    static const char *const names[4] = {"", "a\"\\/\b\f\n\r\t\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "%s%n%d",
+                                         "\xf0\x9f\x98\x80"};
     tfm_ctx *c = context();
     blob b = file_of(header, 4);
     tfm_file *f = tfm_file_open_memory(c, b.data, b.size);
@@ -188,7 +196,7 @@ Test(files, names_may_be_any_text) {
     cr_assert_not_null(f, "%s", tfm_error(c));
     for (i = 0; i < 4; i++) {
         cr_expect_str_eq(tfm_file_name(f, i), names[i]);
-        cr_expect_eq(tfm_item(tfm_file_tensor(c, f, names[i])), (double) i);
+        cr_expect_eq(tfm_item(tfm_file_tensor(c, f, names[i])), (double)i);
     }
     cr_expect_null(tfm_file_name(f, 4));
     cr_expect_null(tfm_file_name(f, -1));
@@ -201,24 +209,29 @@ Test(files, names_may_be_any_text) {
 Test(files, unknown_fields_are_read_over_to_a_bounded_depth) {
     char deep[512];
     size_t n;
-    accept("{\"a\":{\"x\":[1,-2.5e+3,{\"y\":[true,false,null]},\"\\u00e9\"],\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, 1);
+    accept("{\"a\":{\"x\":[1,-2.5e+3,{\"y\":[true,false,null]},\"\\u00e9\"],\"dtype\":\"U8\",\"shape\":[1],\"data_"
+           "offsets\":[0,1]}}",
+           1, 1);
     refuse("{\"a\":{\"x\":[1,-],\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "digit");
     refuse("{\"a\":{\"x\":nul,\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "a value is missing");
     refuse("{\"a\":{\"x\":1.,\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "digit");
-    n = (size_t) snprintf(deep, sizeof deep, "{\"a\":{\"x\":");
+    n = (size_t)snprintf(deep, sizeof deep, "{\"a\":{\"x\":");
     memset(deep + n, '[', 200);
     deep[n + 200] = 0;
     refuse(deep, 0, "too deep");
 }
 
 Test(files, duplicate_names_are_refused) {
-    refuse("{\"a\":" INFO("U8", "[1]", 0, 1) ",\"b\":" INFO("U8", "[1]", 1, 2) ",\"\\u0061\":" INFO("U8", "[1]", 2, 3) "}", 3, "duplicate name");
+    refuse(
+        "{\"a\":" INFO("U8", "[1]", 0, 1) ",\"b\":" INFO("U8", "[1]", 1, 2) ",\"\\u0061\":" INFO("U8", "[1]", 2, 3) "}",
+        3, "duplicate name");
     refuse("{\"__metadata__\":{\"k\":\"1\",\"j\":\"2\",\"k\":\"3\"}}", 0, "duplicate name in __metadata__");
 }
 
 Test(files, data_has_no_overlap_and_no_hole) {
     accept("{\"b\":" INFO("U8", "[3]", 2, 5) ",\"a\":" INFO("U8", "[2]", 0, 2) "}", 5, 2);
-    accept("{\"e\":" INFO("F32", "[0]", 2, 2) ",\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[1]", 2, 3) "}", 3, 3);
+    accept("{\"e\":" INFO("F32", "[0]", 2, 2) ",\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[1]", 2, 3) "}",
+           3, 3);
     refuse("{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[2]", 1, 3) "}", 3, "invalid offset");
     refuse("{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[2]", 3, 5) "}", 5, "invalid offset");
     refuse("{\"a\":" INFO("U8", "[1]", 1, 2) "}", 2, "invalid offset");
@@ -234,10 +247,16 @@ Test(files, data_has_no_overlap_and_no_hole) {
 
 /* What we do not offer hurts only who asks for it. */
 Test(files, types_not_offered_are_unsupported_when_asked_for) {
-    static const char header[] = "{\"f8\":" INFO("F8_E4M3", "[2]", 0, 2) ",\"u16\":" INFO("U16", "[1]", 2, 4) ",\"seven\":" INFO("U8", "[1,1,1,1,1,1,2]", 4, 6)
-                                 ",\"c64\":" INFO("C64", "[1]", 6, 14) ",\"f4\":" INFO("F4", "[4]", 14, 16) ",\"six\":" INFO("U8", "[1,1,2,1,1,1]", 16, 18) "}";
+    static const char header[] =
+        "{\"f8\":" INFO("F8_E4M3", "[2]", 0, 2) ",\"u16\":" INFO("U16", "[1]", 2, 4) ",\"seven\":" INFO(
+            "U8", "[1,1,1,1,1,1,2]", 4,
+            6) ",\"c64\":" INFO("C64", "[1]", 6, 14) ",\"f4\":" INFO("F4", "[4]", 14,
+                                                                     16) ",\"six\":" INFO("U8", "[1,1,2,1,1,1]", 16,
+                                                                                          18) "}";
     tfm_load_options o;
-    static const tfm_rule skip[] = {{TFM_RULE_SKIP, "f*", NULL, 0, 0}, {TFM_RULE_SKIP, "u*", NULL, 0, 0}, {TFM_RULE_SKIP, "seven", NULL, 0, 0},
+    static const tfm_rule skip[] = {{TFM_RULE_SKIP, "f*", NULL, 0, 0},
+                                    {TFM_RULE_SKIP, "u*", NULL, 0, 0},
+                                    {TFM_RULE_SKIP, "seven", NULL, 0, 0},
                                     {TFM_RULE_SKIP, "c64", NULL, 0, 0}};
     tfm_ctx *c = context();
     tfm_params *p = tfm_params_create(c);
@@ -264,9 +283,17 @@ Test(files, types_not_offered_are_unsupported_when_asked_for) {
 }
 
 Test(files, every_offered_dtype_scalars_and_empty_tensors) {
-    static const char header[] = "{\"F32\":" INFO("F32", "[]", 0, 4) ",\"F16\":" INFO("F16", "[2]", 4, 8) ",\"BF16\":" INFO("BF16", "[2,1]", 8, 12) ",\"F64\":" INFO("F64", "[1]", 12, 20)
-                                 ",\"I64\":" INFO("I64", "[1]", 20, 28) ",\"I32\":" INFO("I32", "[1]", 28, 32) ",\"I8\":" INFO("I8", "[1]", 32, 33) ",\"U8\":" INFO("U8", "[1]", 33, 34)
-                                 ",\"BOOL\":" INFO("BOOL", "[1]", 34, 35) ",\"none\":" INFO("F32", "[3,0,2]", 35, 35) "}";
+    static const char header[] =
+        "{\"F32\":" INFO("F32", "[]", 0, 4)
+        ",\"F16\":" INFO("F16", "[2]", 4, 8)
+        ",\"BF16\":" INFO("BF16", "[2,1]", 8, 12)
+        ",\"F64\":" INFO("F64", "[1]", 12, 20)
+        ",\"I64\":" INFO("I64", "[1]", 20, 28)
+        ",\"I32\":" INFO("I32", "[1]", 28, 32)
+        ",\"I8\":" INFO("I8", "[1]", 32, 33)
+        ",\"U8\":" INFO("U8", "[1]", 33, 34)
+        ",\"BOOL\":" INFO("BOOL", "[1]", 34, 35)
+        ",\"none\":" INFO("F32", "[3,0,2]", 35, 35) "}";
     static const char *const names[9] = {"F32", "F16", "BF16", "F64", "I64", "I32", "I8", "U8", "BOOL"};
     tfm_ctx *c = context();
     blob b = file_of(header, 35);
@@ -278,7 +305,7 @@ Test(files, every_offered_dtype_scalars_and_empty_tensors) {
         const tfm_tensor *t = tfm_file_tensor(c, f, names[i]);
         cr_assert_not_null(t, "%s", tfm_error(c));
         cr_expect_eq(t->dtype, i, "%s", names[i]);
-        cr_expect_eq((uintptr_t) t->data % (uintptr_t) tfm_dtype_size(t->dtype), 0u, "%s is not aligned", names[i]);
+        cr_expect_eq((uintptr_t)t->data % (uintptr_t)tfm_dtype_size(t->dtype), 0u, "%s is not aligned", names[i]);
     }
     cr_expect_eq(tfm_file_tensor(c, f, "F32")->ndim, 0);
     cr_expect_eq(tfm_item(tfm_file_tensor(c, f, "I32")), 0x1f1e1d1c);
@@ -297,18 +324,18 @@ Test(files, aligned_data_is_a_view_and_unaligned_data_a_copy) {
     for (shift = 0; shift < 8; shift++) {
         tfm_ctx *c = context();
         blob b = floats_of("{\"a\":" INFO("F32", "[4]", 0, 16) "}", 4);
-        unsigned char *moved = (unsigned char *) malloc((size_t) b.size + 8);
+        unsigned char *moved = (unsigned char *)malloc((size_t)b.size + 8);
         static const float expected[4] = {0, 1, 2, 3};
         tfm_file *f;
         const tfm_tensor *t;
         int inside;
-        memcpy(moved + shift, b.data, (size_t) b.size);
+        memcpy(moved + shift, b.data, (size_t)b.size);
         f = tfm_file_open_memory(c, moved + shift, b.size);
         cr_assert_not_null(f);
         t = tfm_file_tensor(c, f, "a");
         cr_assert_not_null(t);
-        inside = (const unsigned char *) t->data >= moved && (const unsigned char *) t->data < moved + shift + b.size;
-        cr_expect_eq(inside, (uintptr_t) (moved + shift + b.size - 16) % 4 == 0);
+        inside = (const unsigned char *)t->data >= moved && (const unsigned char *)t->data < moved + shift + b.size;
+        cr_expect_eq(inside, (uintptr_t)(moved + shift + b.size - 16) % 4 == 0);
         expect_values(t, expected);
         tfm_file_close(f);
         free(moved);
@@ -319,7 +346,10 @@ Test(files, aligned_data_is_a_view_and_unaligned_data_a_copy) {
 
 Test(files, metadata_by_key) {
     tfm_ctx *c = context();
-    blob b = file_of("{\"a\":" INFO("U8", "[1]", 0, 1) ",\"__metadata__\":{\"format\":\"pt\",\"b\":\"\",\"a\":\"%s\"},\"z\":" INFO("U8", "[1]", 1, 2) "}", 2);
+    blob b = file_of(
+        "{\"a\":" INFO("U8", "[1]", 0, 1) ",\"__metadata__\":{\"format\":\"pt\",\"b\":\"\",\"a\":\"%s\"},\"z\":" INFO(
+            "U8", "[1]", 1, 2) "}",
+        2);
     tfm_file *f = tfm_file_open_memory(c, b.data, b.size);
     cr_assert_not_null(f, "%s", tfm_error(c));
     cr_expect_str_eq(tfm_file_metadata(f, "format"), "pt");
@@ -338,7 +368,7 @@ Test(files, metadata_by_key) {
 /* The worst headers of a size: nothing but braces, nothing but the least metadata, nothing but the least tensors. */
 Test(files, memory_is_in_proportion_to_the_file) {
     enum { SIZE = 1 << 20 };
-    char *header = (char *) malloc(SIZE + 100);
+    char *header = (char *)malloc(SIZE + 100);
     int kind;
     for (kind = 0; kind < 3; kind++) {
         test_memory m = test_memory_new();
@@ -348,12 +378,13 @@ Test(files, memory_is_in_proportion_to_the_file) {
         size_t n = 0;
         int64_t i, before;
         if (kind == 0) memset(header, '{', SIZE), n = SIZE;
-        if (kind == 1) n += (size_t) sprintf(header, "{\"__metadata__\":{");
+        if (kind == 1) n += (size_t)sprintf(header, "{\"__metadata__\":{");
         if (kind == 2) header[n++] = '{';
         for (i = 0; kind && n < SIZE - 64; i++)
-            n += (size_t) (kind == 1 ? sprintf(header + n, "%s\"%llx\":\"\"", i ? "," : "", (unsigned long long) i)
-                                     : sprintf(header + n, "%s\"%llx\":" INFO("U8", "[0]", 0, 0), i ? "," : "", (unsigned long long) i));
-        if (kind) n += (size_t) sprintf(header + n, kind == 1 ? "}}" : "}");
+            n += (size_t)(kind == 1 ? sprintf(header + n, "%s\"%llx\":\"\"", i ? "," : "", (unsigned long long)i)
+                                    : sprintf(header + n, "%s\"%llx\":" INFO("U8", "[0]", 0, 0), i ? "," : "",
+                                              (unsigned long long)i));
+        if (kind) n += (size_t)sprintf(header + n, kind == 1 ? "}}" : "}");
         header[n] = 0;
         memset(&o, 0, sizeof o);
         o.threads = 1;
@@ -367,7 +398,8 @@ Test(files, memory_is_in_proportion_to_the_file) {
             cr_expect_eq(f != NULL, kind > 0, "%s", tfm_error(c));
             tfm_file_close(f);
         }
-        cr_expect(m.peak - before < 8 * b.size, "%lld bytes for a file of %lld", (long long) (m.peak - before), (long long) b.size);
+        cr_expect(m.peak - before < 8 * b.size, "%lld bytes for a file of %lld", (long long)(m.peak - before),
+                  (long long)b.size);
         tfm_destroy(c);
         free(b.data);
         assert_no_leak(&m);
@@ -375,7 +407,7 @@ Test(files, memory_is_in_proportion_to_the_file) {
     free(header);
 }
 
-/* ---- paths ----------------------------------------------------------------------------------------------------------- */
+/* ---- paths ------------------------------------------------------------------------------------------------------ */
 
 Test(files, what_cannot_be_opened_is_an_io_error) {
     tfm_ctx *c = context();
@@ -399,10 +431,10 @@ Test(files, what_cannot_be_mapped_is_read) {
 #if defined(__linux__)
     tfm_ctx *c = context();
     int64_t size = 0;
-    const char *text = (const char *) tfm_read_file(c, "/proc/self/status", &size); /* says size 0 */
+    const char *text = (const char *)tfm_read_file(c, "/proc/self/status", &size); /* says size 0 */
     cr_assert_not_null(text, "%s", tfm_error(c));
     cr_expect_gt(size, 100);
-    cr_expect_eq((int64_t) strlen(text), size);
+    cr_expect_eq((int64_t)strlen(text), size);
     cr_expect_not_null(strstr(text, "VmRSS"));
     cr_assert_not_null(tfm_read_file(c, "/dev/null", &size));
     cr_expect_eq(size, 0);
@@ -423,7 +455,8 @@ Test(files, pipes_can_be_loaded) {
     blob b;
     int ends[2];
     FILE *feeder;
-    snprintf(header, sizeof header, "{\"a\":{\"dtype\":\"F32\",\"shape\":[%d],\"data_offsets\":[0,%d]}}", COUNT / 8, COUNT / 2);
+    snprintf(header, sizeof header, "{\"a\":{\"dtype\":\"F32\",\"shape\":[%d],\"data_offsets\":[0,%d]}}", COUNT / 8,
+             COUNT / 2);
     b = floats_of(header, COUNT / 8);
     memset(&o, 0, sizeof o);
     o.threads = 1;
@@ -432,7 +465,7 @@ Test(files, pipes_can_be_loaded) {
     p = tfm_params_create(c);
     cr_assert_eq(pipe(ends), 0);
     feeder = fdopen(ends[1], "wb"); /* 30 KB fit into the pipe */
-    cr_assert_eq(fwrite(b.data, 1, (size_t) b.size, feeder), (size_t) b.size);
+    cr_assert_eq(fwrite(b.data, 1, (size_t)b.size, feeder), (size_t)b.size);
     fclose(feeder);
     snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
     assert_ok(c, tfm_params_load(c, p, path, NULL));
@@ -446,7 +479,7 @@ Test(files, pipes_can_be_loaded) {
 #endif
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 /* The bytes of huggingface's writer for the same tensors: dtypes descending, then names; header padded with spaces. */
 Test(files, written_bytes_are_the_reference_writers) {
@@ -461,7 +494,7 @@ Test(files, written_bytes_are_the_reference_writers) {
     static const unsigned char u = 200, k = 1;
     tfm_ctx *c = context();
     tfm_params *p = tfm_params_create(c);
-    int64_t size, header_size = (int64_t) strlen(header);
+    int64_t size, header_size = (int64_t)strlen(header);
     unsigned char *out;
     cr_assert_not_null(tfm_params_wrap(c, p, "k", TFM_BOOL, TFM_SHAPE(1), &k));
     cr_assert_not_null(tfm_params_wrap(c, p, "b", TFM_F32, tfm_shape_of(0, NULL), &one));
@@ -471,10 +504,10 @@ Test(files, written_bytes_are_the_reference_writers) {
     cr_assert_not_null(tfm_params_wrap(c, p, "a", TFM_F32, TFM_SHAPE(2), a));
     size = tfm_params_saved_size(p);
     cr_assert_eq(size, 8 + (header_size + 7) / 8 * 8 + 22);
-    out = (unsigned char *) malloc((size_t) size);
+    out = (unsigned char *)malloc((size_t)size);
     assert_ok(c, tfm_params_save_memory(c, p, out, size));
-    cr_expect_eq((int64_t) out[0] + 256 * (int64_t) out[1], (header_size + 7) / 8 * 8);
-    cr_expect_eq(memcmp(out + 8, header, (size_t) header_size), 0, "%.*s", (int) size, (const char *) out + 8);
+    cr_expect_eq((int64_t)out[0] + 256 * (int64_t)out[1], (header_size + 7) / 8 * 8);
+    cr_expect_eq(memcmp(out + 8, header, (size_t)header_size), 0, "%.*s", (int)size, (const char *)out + 8);
     cr_expect_eq(memcmp(out + size - 22, &i, 8), 0);
     cr_expect_eq(memcmp(out + size - 14, a, 8), 0);
     cr_expect_eq(out[size - 1], 1);
@@ -536,7 +569,8 @@ Test(files, strided_tensors_are_written_in_order) {
     assert_verb_refused(c, tfm_save_tensors(c, path, names, list, 2), TFM_INVALID);
     list[1] = list[0];
     {
-        static const char *const twice[2] = {"x", "x"}, *const reserved[2] = {"__metadata__", "y"}, *const broken[2] = {"\xff", "y"};
+        static const char *const twice[2] = {"x", "x"}, *const reserved[2] = {"__metadata__", "y"},
+                                 *const broken[2] = {"\xff", "y"};
         assert_verb_refused(c, tfm_save_tensors(c, path, twice, list, 2), TFM_INVALID);
         assert_verb_refused(c, tfm_save_tensors(c, path, reserved, list, 2), TFM_INVALID);
         assert_verb_refused(c, tfm_save_tensors(c, path, broken, list, 2), TFM_INVALID);
@@ -567,7 +601,7 @@ Test(files, writing_replaces_the_file_at_once) {
     assert_ok(c, tfm_write_file(c, path, "old", 3));
     cr_assert_eq(chmod(path, 0600), 0);
     assert_ok(c, tfm_write_file(c, path, "newer", 5));
-    cr_expect_str_eq((const char *) tfm_read_file(c, path, &size), "newer");
+    cr_expect_str_eq((const char *)tfm_read_file(c, path, &size), "newer");
     cr_expect_eq(size, 5);
     cr_assert_eq(stat(path, &info), 0);
     cr_expect_eq(info.st_mode & 0777, 0600u, "a private file became public");
@@ -586,7 +620,7 @@ Test(files, writing_replaces_the_file_at_once) {
 }
 #endif
 
-/* ---- loading --------------------------------------------------------------------------------------------------------- */
+/* ---- loading ---------------------------------------------------------------------------------------------------- */
 
 typedef struct loaded {
     tfm_ctx *c;
@@ -604,7 +638,9 @@ static loaded load_with(const tfm_rule *rules, int64_t count, tfm_status expecte
     o.rule_count = count;
     l.c = context();
     l.p = tfm_params_create(l.c);
-    l.b = floats_of("{\"x.a\":" INFO("F32", "[2,3]", 0, 24) ",\"x.b\":" INFO("F32", "[2,3]", 24, 48) ",\"x.v\":" INFO("F32", "[2]", 48, 56) "}", 14);
+    l.b = floats_of("{\"x.a\":" INFO("F32", "[2,3]", 0, 24) ",\"x.b\":" INFO("F32", "[2,3]", 24, 48) ",\"x.v\":" INFO(
+                        "F32", "[2]", 48, 56) "}",
+                    14);
     status = tfm_params_load_memory(l.c, l.p, l.b.data, l.b.size, &o);
     cr_assert_eq(status, expected, "%s: %s", tfm_status_name(status), tfm_error(l.c));
     return l;
@@ -624,8 +660,9 @@ static void expect_parameter(loaded l, const char *name, int64_t rows, int64_t c
     expect_values(t, values);
 }
 
-static const float rows_0[] = {0, 1, 2, 3, 4, 5}, rows_6[] = {6, 7, 8, 9, 10, 11}, rows_12[] = {12, 13}, columns_0[] = {0, 3, 1, 4, 2, 5},
-                   both[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, both_columns[] = {0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11},
+static const float rows_0[] = {0, 1, 2, 3, 4, 5}, rows_6[] = {6, 7, 8, 9, 10, 11}, rows_12[] = {12, 13},
+                   columns_0[] = {0, 3, 1, 4, 2, 5}, both[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11},
+                   both_columns[] = {0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11},
                    mixed[] = {6, 9, 7, 10, 8, 11, 0, 3, 1, 4, 2, 5};
 
 Test(rules, without_rules_names_stay) {
@@ -638,7 +675,9 @@ Test(rules, without_rules_names_stay) {
 }
 
 Test(rules, the_first_row_that_matches_decides) {
-    static const tfm_rule rules[] = {{TFM_RULE_SKIP, "x.v", NULL, 0, 0}, {TFM_RULE_RENAME, "x.a", "first", 0, 0}, {TFM_RULE_RENAME, "*.*", "y.*.*", 0, 0}};
+    static const tfm_rule rules[] = {{TFM_RULE_SKIP, "x.v", NULL, 0, 0},
+                                     {TFM_RULE_RENAME, "x.a", "first", 0, 0},
+                                     {TFM_RULE_RENAME, "*.*", "y.*.*", 0, 0}};
     loaded l = load_with(rules, 3, TFM_OK);
     cr_expect_eq(tfm_params_count(l.p), 2);
     expect_parameter(l, "first", 2, 3, rows_0);
@@ -663,12 +702,14 @@ static int fits(const char *pattern, const char *name) {
 }
 
 Test(rules, patterns_match_as_said) {
-    static const char *const patterns[] = {"*", "a*", "*a", "*.*", "a*b*a", "*ab*", "**", "*a.*", "*.a*/b", "*b/a*b", "a.b", "", "*a*a*"};
+    static const char *const patterns[] = {"*",    "a*",     "*a",     "*.*", "a*b*a", "*ab*", "**",
+                                           "*a.*", "*.a*/b", "*b/a*b", "a.b", "",      "*a*a*"};
     tfm_ctx *c = context();
     size_t k;
     int64_t number;
     for (k = 0; k < sizeof patterns / sizeof patterns[0]; k++)
-        for (number = 0; number < 5461; number += test_quick() ? 37 : 1) { /* all names of up to six of these four letters */
+        for (number = 0; number < 5461;
+             number += test_quick() ? 37 : 1) { /* all names of up to six of these four letters */
             char name[8], header[128];
             tfm_rule rule = {TFM_RULE_SKIP, NULL, NULL, 0, 0};
             tfm_load_options o;
@@ -696,10 +737,13 @@ Test(rules, patterns_match_as_said) {
 Test(rules, transpose_concat_split) {
     static const tfm_rule transpose[] = {{TFM_RULE_TRANSPOSE, "x.*", "*", 0, 0}};
     static const tfm_rule concat[] = {{TFM_RULE_CONCAT, "x.b", "ab", 1, 2}, {TFM_RULE_CONCAT, "x.a", "ab", 0, 2}};
-    static const tfm_rule columns[] = {{TFM_RULE_CONCAT_TRANSPOSE, "x.a", "ab", 0, 2}, {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 1, 2}};
-    static const tfm_rule turned[] = {{TFM_RULE_CONCAT_TRANSPOSE, "x.a", "ab", 1, 2}, {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 0, 2}};
+    static const tfm_rule columns[] = {{TFM_RULE_CONCAT_TRANSPOSE, "x.a", "ab", 0, 2},
+                                       {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 1, 2}};
+    static const tfm_rule turned[] = {{TFM_RULE_CONCAT_TRANSPOSE, "x.a", "ab", 1, 2},
+                                      {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 0, 2}};
     static const tfm_rule split[] = {{TFM_RULE_SPLIT, "x.a", "low", 1, 2}, {TFM_RULE_SPLIT, "x.a", "high", 0, 2}};
-    static const tfm_rule thirds[] = {{TFM_RULE_SPLIT_TRANSPOSE, "x.a", "one", 0, 3}, {TFM_RULE_SPLIT_TRANSPOSE, "x.a", "three", 2, 3}};
+    static const tfm_rule thirds[] = {{TFM_RULE_SPLIT_TRANSPOSE, "x.a", "one", 0, 3},
+                                      {TFM_RULE_SPLIT_TRANSPOSE, "x.a", "three", 2, 3}};
     loaded l = load_with(transpose, 1, TFM_OK);
     expect_parameter(l, "a", 3, 2, columns_0);
     expect_parameter(l, "v", 2, 0, rows_12); /* a vector is its own transpose */
@@ -724,12 +768,20 @@ Test(rules, transpose_concat_split) {
 }
 
 Test(rules, what_does_not_fit_is_named) {
-    static const struct { tfm_rule rules[2]; int count; const char *phrase; } table[] = {
+    static const struct {
+        tfm_rule rules[2];
+        int count;
+        const char *phrase;
+    } table[] = {
         {{{TFM_RULE_RENAME, "x.a", "same", 0, 0}, {TFM_RULE_RENAME, "x.b", "same", 0, 0}}, 2, "both become 'same'"},
-        {{{TFM_RULE_CONCAT, "x.a", "ab", 0, 3}, {TFM_RULE_CONCAT, "x.b", "ab", 1, 3}}, 2, "3 parts, but the file has 2"},
+        {{{TFM_RULE_CONCAT, "x.a", "ab", 0, 3}, {TFM_RULE_CONCAT, "x.b", "ab", 1, 3}},
+         2,
+         "3 parts, but the file has 2"},
         {{{TFM_RULE_CONCAT, "x.a", "ab", 0, 2}, {TFM_RULE_CONCAT, "x.b", "ab", 0, 2}}, 2, "missing, or there twice"},
         {{{TFM_RULE_CONCAT, "x.a", "ab", 0, 2}, {TFM_RULE_CONCAT, "x.v", "ab", 1, 2}}, 2, "cannot be joined"},
-        {{{TFM_RULE_CONCAT, "x.a", "ab", 0, 2}, {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 1, 2}}, 2, "f32 (3, 2), cannot be joined to 'ab', f32 (2, 3)"},
+        {{{TFM_RULE_CONCAT, "x.a", "ab", 0, 2}, {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 1, 2}},
+         2,
+         "f32 (3, 2), cannot be joined to 'ab', f32 (2, 3)"},
         {{{TFM_RULE_SPLIT, "x.a", "p", 0, 3}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "cannot be split into 3"},
         {{{TFM_RULE_RENAME, "x.*", "*.*", 0, 0}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "to has more * than from"},
         {{{TFM_RULE_RENAME, NULL, "a", 0, 0}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "NULL"},
@@ -749,7 +801,8 @@ Test(files, values_go_into_parameters_that_exist) {
     static const float expected[] = {0, 1, 2, 3, 4, 5};
     tfm_ctx *c = context();
     tfm_params *p = tfm_params_create(c);
-    blob b = floats_of("{\"w\":" INFO("F32", "[2,3]", 0, 24) "}", 6), wrong = floats_of("{\"w\":" INFO("F32", "[3,2]", 0, 24) "}", 6),
+    blob b = floats_of("{\"w\":" INFO("F32", "[2,3]", 0, 24) "}", 6),
+         wrong = floats_of("{\"w\":" INFO("F32", "[3,2]", 0, 24) "}", 6),
          other = file_of("{\"w\":" INFO("I32", "[2,3]", 0, 24) "}", 24);
     tfm_tensor *w = tfm_params_add(c, p, "m.w", TFM_F16, TFM_SHAPE(2, 3));
     tfm_load_options o;
@@ -823,16 +876,18 @@ Test(files, a_store_uses_the_files_memory_and_keeps_it_open) {
 
 Test(files, loading_from_memory_copies) {
     loaded l = load_with(NULL, 0, TFM_OK);
-    memset(l.b.data, 0xFF, (size_t) l.b.size);
+    memset(l.b.data, 0xFF, (size_t)l.b.size);
     expect_parameter(l, "x.a", 2, 3, rows_0);
     unload(l);
 }
 
-/* ---- shards ---------------------------------------------------------------------------------------------------------- */
+/* ---- shards ----------------------------------------------------------------------------------------------------- */
 
 #if !defined(_WIN32)
 Test(files, an_index_opens_its_shards) {
-    static const struct { const char *map, *phrase; } bad[] = {
+    static const struct {
+        const char *map, *phrase;
+    } bad[] = {
         {"{\"weight_map\":{\"a\":\"../one.safetensors\"}}", "plain file name"},
         {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "plain file name"},
         {"{\"weight_map\":{\"a\":\"..\"}}", "plain file name"},
@@ -864,9 +919,10 @@ Test(files, an_index_opens_its_shards) {
     assert_ok(c, tfm_save_tensors(c, path, second, list, 2));
     snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
     {
-        static const char map[] = "{\"metadata\": {\"total_size\": 12.5, \"x\": [{}]}, \"weight_map\": {\"b\": \"two.safetensors\", \"a\": \"one.safetensors\"}}";
+        static const char map[] = "{\"metadata\": {\"total_size\": 12.5, \"x\": [{}]}, \"weight_map\": {\"b\": "
+                                  "\"two.safetensors\", \"a\": \"one.safetensors\"}}";
         tfm_params *p = tfm_params_create(c);
-        assert_ok(c, tfm_write_file(c, path, map, (int64_t) strlen(map)));
+        assert_ok(c, tfm_write_file(c, path, map, (int64_t)strlen(map)));
         f = tfm_file_open(c, path);
         cr_assert_not_null(f, "%s", tfm_error(c));
         cr_expect_eq(tfm_file_count(f), 2, "d is not in the map");
@@ -879,7 +935,7 @@ Test(files, an_index_opens_its_shards) {
         tfm_params_destroy(p);
     }
     for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        assert_ok(c, tfm_write_file(c, path, bad[i].map, (int64_t) strlen(bad[i].map)));
+        assert_ok(c, tfm_write_file(c, path, bad[i].map, (int64_t)strlen(bad[i].map)));
         f = tfm_file_open(c, path);
         cr_expect_null(f, "%s", bad[i].map);
         cr_expect_eq(tfm_status_of(c), TFM_FORMAT, "%s: %s", bad[i].map, tfm_error(c));
@@ -896,13 +952,16 @@ Test(files, an_index_opens_its_shards) {
 }
 #endif
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
 
 static void load_and_save(tfm_ctx *c, void *user) {
-    static const tfm_rule rules[] = {{TFM_RULE_CONCAT, "x.a", "ab", 0, 2}, {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 1, 2}};
-    const char *path = (const char *) user;
-    blob b = floats_of("{\"x.a\":" INFO("F32", "[3,3]", 0, 36) ",\"x.b\":" INFO("F32", "[3,3]", 36, 72) ",\"v\":" INFO("F32", "[2]", 72, 80) "}", 20);
-    unsigned char *unaligned = (unsigned char *) malloc((size_t) b.size + 1), saved[512];
+    static const tfm_rule rules[] = {{TFM_RULE_CONCAT, "x.a", "ab", 0, 2},
+                                     {TFM_RULE_CONCAT_TRANSPOSE, "x.b", "ab", 1, 2}};
+    const char *path = (const char *)user;
+    blob b = floats_of("{\"x.a\":" INFO("F32", "[3,3]", 0, 36) ",\"x.b\":" INFO("F32", "[3,3]", 36, 72) ",\"v\":" INFO(
+                           "F32", "[2]", 72, 80) "}",
+                       20);
+    unsigned char *unaligned = (unsigned char *)malloc((size_t)b.size + 1), saved[512];
     tfm_params *p = tfm_params_create(c);
     tfm_load_options o;
     tfm_file *f;
@@ -910,14 +969,14 @@ static void load_and_save(tfm_ctx *c, void *user) {
     memset(&o, 0, sizeof o);
     o.rules = rules;
     o.rule_count = 2;
-    memcpy(unaligned + 1, b.data, (size_t) b.size);
+    memcpy(unaligned + 1, b.data, (size_t)b.size);
     f = tfm_file_open_memory(c, unaligned + 1, b.size);
     status = tfm_params_load_file(c, p, f, &o);
-    status = tfm_params_save_memory(c, p, saved, (int64_t) sizeof saved);
+    status = tfm_params_save_memory(c, p, saved, (int64_t)sizeof saved);
     if (path) status = tfm_params_save(c, p, path);
     if (path) status = tfm_params_load(c, p, path, NULL);
-    (void) status;
-    (void) tfm_file_tensor(c, f, "v");
+    (void)status;
+    (void)tfm_file_tensor(c, f, "v");
     tfm_file_close(f);
     tfm_params_destroy(p);
     free(unaligned);
@@ -937,21 +996,21 @@ static double resident(void) {
     long long pages = 0, size = 0;
     cr_assert_eq(fscanf(f, "%lld %lld", &size, &pages), 2);
     fclose(f);
-    return (double) pages * (double) sysconf(_SC_PAGESIZE);
+    return (double)pages * (double)sysconf(_SC_PAGESIZE);
 }
 
 /* Whole pages straight from the system and back: what malloc keeps for later would blur the measurement. */
 static void *pages_alloc(void *user, size_t size) {
-    size_t *p = (size_t *) mmap(NULL, size + 64, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    (void) user;
+    size_t *p = (size_t *)mmap(NULL, size + 64, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    (void)user;
     if (p == MAP_FAILED) return NULL;
     p[0] = size + 64;
     return p + 8;
 }
 
 static void pages_free(void *user, void *pointer) {
-    size_t *p = (size_t *) pointer - 8;
-    (void) user;
+    size_t *p = (size_t *)pointer - 8;
+    (void)user;
     munmap(p, p[0]);
 }
 
@@ -981,9 +1040,11 @@ Test(files, resident_memory_stays_near_the_file) {
         tfm_linear_layer layer;
         const double before = resident(), file = 4.0 * LAYERS * IN * OUT;
         double ratio;
-        for (i = 0; init_first && i < LAYERS; i++) assert_ok(c, tfm_linear_init(c, p, i ? "one" : "zero", IN, OUT, 1, &layer));
+        for (i = 0; init_first && i < LAYERS; i++)
+            assert_ok(c, tfm_linear_init(c, p, i ? "one" : "zero", IN, OUT, 1, &layer));
         assert_ok(c, tfm_params_load(c, p, path, NULL));
-        for (i = 0; !init_first && i < LAYERS; i++) assert_ok(c, tfm_linear_init(c, p, i ? "one" : "zero", IN, OUT, 1, &layer));
+        for (i = 0; !init_first && i < LAYERS; i++)
+            assert_ok(c, tfm_linear_init(c, p, i ? "one" : "zero", IN, OUT, 1, &layer));
         if (!init_first) assert_ok(c, tfm_params_prepare(c, p));
         cr_expect_eq(tfm_params_find(p, "one.weight")->layout, TFM_PANELS);
         ratio = (resident() - before) / file;

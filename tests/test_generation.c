@@ -26,7 +26,7 @@ static void small_decoder(tfm_ctx *c, tfm_params *p, tfm_transformer *model) {
     {
         tfm_tensor *w = tfm_params_write_begin(c, p, "generator.weight");
         int64_t i;
-        for (i = 0; i < tfm_numel(w); i++) ((float *) w->data)[i] *= 4;
+        for (i = 0; i < tfm_numel(w); i++) ((float *)w->data)[i] *= 4;
         assert_ok(c, tfm_params_write_end(c, p, "generator.weight"));
     }
     assert_ok(c, tfm_params_prepare(c, p));
@@ -88,12 +88,16 @@ static void end(setup *u) {
     tfm_destroy(u->c);
 }
 
-static tfm_tensor *ids_of(tfm_ctx *c, const int64_t *ids, int64_t batch, int64_t length) { return tfm_from(c, TFM_I64, TFM_SHAPE(batch, length), ids); }
-static tfm_tensor *counts_of(tfm_ctx *c, const int64_t *counts, int64_t batch) { return tfm_from(c, TFM_I64, TFM_SHAPE(batch), counts); }
+static tfm_tensor *ids_of(tfm_ctx *c, const int64_t *ids, int64_t batch, int64_t length) {
+    return tfm_from(c, TFM_I64, TFM_SHAPE(batch, length), ids);
+}
+static tfm_tensor *counts_of(tfm_ctx *c, const int64_t *counts, int64_t batch) {
+    return tfm_from(c, TFM_I64, TFM_SHAPE(batch), counts);
+}
 
 static const int64_t text[12] = {1, 4, 9, 3, 3, 7, 10, 0, 5, 8, 2, 6};
 
-/* ---- sessions -------------------------------------------------------------------------------------------------------- */
+/* ---- sessions --------------------------------------------------------------------------------------------------- */
 
 /* Whole, in chunks, id by id, without a cache: the same bits. */
 Test(session, feeding_whole_in_chunks_or_by_id_gives_the_same_bits) {
@@ -110,14 +114,15 @@ Test(session, feeding_whole_in_chunks_or_by_id_gives_the_same_bits) {
         assert_made(c, plain);
         assert_made(c, whole);
         cr_expect_eq(whole->ndim, 2);
-        assert_same_bytes((const float *) plain->data + 11 * VOCAB, whole->data, VOCAB * 4);
+        assert_same_bytes((const float *)plain->data + 11 * VOCAB, whole->data, VOCAB * 4);
         tfm_session_reset(u.s);
         all = tfm_session_feed_all(c, u.s, ids_of(c, text, 1, 12), NULL);
         assert_made(c, all);
         assert_same_bytes(all->data, plain->data, 12 * VOCAB * 4);
         for (chunk = 1; chunk < 8; chunk += 3) {
             tfm_session_reset(u.s);
-            for (at = 0, last = NULL; at < 12; at += chunk) last = tfm_session_feed(c, u.s, ids_of(c, text + at, 1, at + chunk < 12 ? chunk : 12 - at), NULL);
+            for (at = 0, last = NULL; at < 12; at += chunk)
+                last = tfm_session_feed(c, u.s, ids_of(c, text + at, 1, at + chunk < 12 ? chunk : 12 - at), NULL);
             assert_made(c, last);
             cr_expect_eq(tfm_session_length(u.s, 0), 12);
             assert_same_bytes(last->data, whole->data, VOCAB * 4);
@@ -132,7 +137,7 @@ Test(session, rows_of_a_ragged_batch_have_the_bits_of_running_alone) {
     setup u = begin_batch(3);
     int64_t ids[24] = {0}, b;
     tfm_tensor *y, *all;
-    for (b = 0; b < 3; b++) memcpy(ids + 8 * b, text + b, (size_t) counts[b] * sizeof *ids);
+    for (b = 0; b < 3; b++) memcpy(ids + 8 * b, text + b, (size_t)counts[b] * sizeof *ids);
     y = tfm_session_feed(u.c, u.s, ids_of(u.c, ids, 3, 8), counts_of(u.c, counts, 3));
     assert_made(u.c, y);
     tfm_session_reset(u.s);
@@ -145,12 +150,12 @@ Test(session, rows_of_a_ragged_batch_have_the_bits_of_running_alone) {
         if (counts[b]) {
             tfm_tensor *alone = tfm_session_feed(u.c, one, ids_of(u.c, text + b, 1, counts[b]), NULL);
             assert_made(u.c, alone);
-            assert_same_bytes(alone->data, (const float *) y->data + b * VOCAB, VOCAB * 4);
-            assert_same_bytes(alone->data, (const float *) all->data + (8 * b + counts[b] - 1) * VOCAB, VOCAB * 4);
+            assert_same_bytes(alone->data, (const float *)y->data + b * VOCAB, VOCAB * 4);
+            assert_same_bytes(alone->data, (const float *)all->data + (8 * b + counts[b] - 1) * VOCAB, VOCAB * 4);
         } else {
-            assert_same_bytes(zeros, (const float *) y->data + b * VOCAB, VOCAB * 4);
+            assert_same_bytes(zeros, (const float *)y->data + b * VOCAB, VOCAB * 4);
         }
-        assert_same_bytes(zeros, (const float *) all->data + (8 * b + counts[b]) * VOCAB, (8 - counts[b]) * VOCAB * 4);
+        assert_same_bytes(zeros, (const float *)all->data + (8 * b + counts[b]) * VOCAB, (8 - counts[b]) * VOCAB * 4);
         tfm_session_destroy(one);
     }
     end(&u);
@@ -173,8 +178,8 @@ Test(session, truncate_reorder_fork) {
     ids[1] = text[3];
     again = tfm_session_feed(u.c, u.s, ids_of(u.c, ids, 2, 1), NULL);
     assert_made(u.c, again);
-    assert_same_bytes((const float *) first->data + VOCAB, again->data, VOCAB * 4);
-    assert_same_bytes(first->data, (const float *) again->data + VOCAB, VOCAB * 4);
+    assert_same_bytes((const float *)first->data + VOCAB, again->data, VOCAB * 4);
+    assert_same_bytes(first->data, (const float *)again->data + VOCAB, VOCAB * 4);
     assert_ok(u.c, tfm_session_truncate(u.c, u.s, -1, 3));
     f = tfm_session_fork(u.c, u.s, three, 3);
     assert_made(u.c, f);
@@ -183,8 +188,8 @@ Test(session, truncate_reorder_fork) {
     forked = tfm_session_feed(u.c, f, ids_of(u.c, ids, 3, 1), NULL);
     assert_made(u.c, forked);
     assert_same_bytes(first->data, forked->data, VOCAB * 4);
-    assert_same_bytes(first->data, (const float *) forked->data + VOCAB, VOCAB * 4);
-    assert_same_bytes((const float *) first->data + VOCAB, (const float *) forked->data + 2 * VOCAB, VOCAB * 4);
+    assert_same_bytes(first->data, (const float *)forked->data + VOCAB, VOCAB * 4);
+    assert_same_bytes((const float *)first->data + VOCAB, (const float *)forked->data + 2 * VOCAB, VOCAB * 4);
     cr_expect_eq(tfm_session_length(u.s, 0), 3, "feeding the fork changed the original");
     tfm_session_destroy(f);
     end(&u);
@@ -275,7 +280,8 @@ Test(session, wrong_arguments_are_errors) {
     o.batch = INT64_MAX / 2;
     cr_expect_null(tfm_session_create(u.c, &u.model, &o));
     tfm_clear(u.c);
-    assert_verb_refused(u.c, tfm_session_encode(u.c, u.s, ids_of(u.c, text, 1, 3), NULL), TFM_INVALID); /* decoder-only */
+    assert_verb_refused(u.c, tfm_session_encode(u.c, u.s, ids_of(u.c, text, 1, 3), NULL),
+                        TFM_INVALID); /* decoder-only */
     assert_verb_refused(u.c, tfm_session_encode(u.c, NULL, NULL, NULL), TFM_INVALID);
     assert_verb_refused(u.c, tfm_session_truncate(u.c, NULL, 0, 0), TFM_INVALID);
     assert_verb_refused(u.c, tfm_session_truncate(u.c, u.s, 5, 0), TFM_INVALID);
@@ -292,7 +298,7 @@ Test(session, wrong_arguments_are_errors) {
     end(&u);
 }
 
-/* ---- the next id ----------------------------------------------------------------------------------------------------- */
+/* ---- the next id ------------------------------------------------------------------------------------------------ */
 
 static tfm_ctx *context(void) {
     tfm_options o;
@@ -342,11 +348,12 @@ static void expect_frequencies(const float *logits, int64_t n, tfm_sampling s, c
     enum { DRAWS = 20000 };
     tfm_ctx *c = context();
     int64_t seen[16] = {0}, i;
-    for (i = 0; i < DRAWS; i++) seen[sample(c, logits, n, &s, (uint64_t) i)]++;
+    for (i = 0; i < DRAWS; i++) seen[sample(c, logits, n, &s, (uint64_t)i)]++;
     for (i = 0; i < n; i++) {
         const double deviation = sqrt(DRAWS * expected[i] * (1 - expected[i]));
-        cr_expect(fabs((double) seen[i] - DRAWS * expected[i]) <= 4.5 * deviation, "id %lld: %lld of %d draws, expected %.4f of them", (long long) i,
-                  (long long) seen[i], DRAWS, expected[i]);
+        cr_expect(fabs((double)seen[i] - DRAWS * expected[i]) <= 4.5 * deviation,
+                  "id %lld: %lld of %d draws, expected %.4f of them", (long long)i, (long long)seen[i], DRAWS,
+                  expected[i]);
     }
     tfm_destroy(c);
 }
@@ -355,7 +362,8 @@ static void expect_frequencies(const float *logits, int64_t n, tfm_sampling s, c
 static const float tenths[4] = {-1.6094379f, -0.9162907f, -2.3025851f, -1.2039728f};
 
 Test(sampling, draws_follow_the_distribution) {
-    static const double plain[4] = {0.2, 0.4, 0.1, 0.3}, cut2[4] = {0, 4.0 / 7, 0, 3.0 / 7}, cut3[4] = {2.0 / 9, 4.0 / 9, 0, 3.0 / 9}, only[4] = {0, 1, 0, 0};
+    static const double plain[4] = {0.2, 0.4, 0.1, 0.3}, cut2[4] = {0, 4.0 / 7, 0, 3.0 / 7},
+                        cut3[4] = {2.0 / 9, 4.0 / 9, 0, 3.0 / 9}, only[4] = {0, 1, 0, 0};
     double hot[4], cold_sum = 0;
     tfm_sampling s;
     int i;
@@ -414,9 +422,9 @@ Test(sampling, a_draw_depends_on_seed_stream_and_step_only) {
 }
 
 static void raise_last(void *user, int64_t row, float *logits, int64_t vocab) {
-    ((float *) user)[0] = logits[0]; /* what the callback sees */
-    ((float *) user)[1] = logits[1];
-    logits[vocab - 1] = 100 + (float) row;
+    ((float *)user)[0] = logits[0]; /* what the callback sees */
+    ((float *)user)[1] = logits[1];
+    logits[vocab - 1] = 100 + (float)row;
 }
 
 Test(sampling, penalties_bias_and_callback) {
@@ -467,22 +475,23 @@ Test(sampling, penalties_bias_and_callback) {
 }
 
 Test(sampling, wrong_arguments_are_errors) {
-    static const float nan_[2] = {1, (float) NAN}, inf_[2] = {1, (float) HUGE_VAL}, low[2] = {-(float) HUGE_VAL, -(float) HUGE_VAL}, good[2] = {1, 2};
+    static const float nan_[2] = {1, (float)NAN}, inf_[2] = {1, (float)HUGE_VAL},
+                       low[2] = {-(float)HUGE_VAL, -(float)HUGE_VAL}, good[2] = {1, 2};
     static const int64_t far[1] = {2}, both[2] = {0, 1};
     tfm_ctx *c = context();
     tfm_tensor *t = tfm_from(c, TFM_F32, TFM_SHAPE(2), good);
     tfm_sampling s;
     int64_t id;
-#define REFUSE(field, value)                                                               \
-    memset(&s, 0, sizeof s);                                                               \
-    s.field = value;                                                                       \
+#define REFUSE(field, value) \
+    memset(&s, 0, sizeof s); \
+    s.field = value; \
     assert_verb_refused(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL), TFM_INVALID)
     REFUSE(temperature, -1);
-    REFUSE(temperature, (float) NAN);
-    REFUSE(temperature, (float) HUGE_VAL);
+    REFUSE(temperature, (float)NAN);
+    REFUSE(temperature, (float)HUGE_VAL);
     REFUSE(top_k, -1);
     REFUSE(top_p, 1.5f);
-    REFUSE(top_p, (float) NAN);
+    REFUSE(top_p, (float)NAN);
     REFUSE(min_p, -0.1f);
     REFUSE(repetition_penalty, -1);
     REFUSE(penalty_window, -1);
@@ -497,9 +506,12 @@ Test(sampling, wrong_arguments_are_errors) {
     assert_verb_refused(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
     s.temperature = 1;
     assert_verb_refused(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
-    assert_verb_refused(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), nan_), NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
-    assert_verb_refused(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), inf_), NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
-    assert_verb_refused(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), low), NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), nan_), NULL, NULL, 0, 0, 0, &id, NULL),
+                        TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), inf_), NULL, NULL, 0, 0, 0, &id, NULL),
+                        TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), low), NULL, NULL, 0, 0, 0, &id, NULL),
+                        TFM_INVALID);
     assert_verb_refused(c, tfm_sample(c, NULL, NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
     assert_verb_refused(c, tfm_sample(c, t, NULL, NULL, 0, 0, 0, NULL, NULL), TFM_INVALID);
     assert_verb_refused(c, tfm_sample(c, t, NULL, NULL, 1, 0, 0, &id, NULL), TFM_INVALID);
@@ -507,7 +519,7 @@ Test(sampling, wrong_arguments_are_errors) {
     tfm_destroy(c);
 }
 
-/* ---- generation ------------------------------------------------------------------------------------------------------ */
+/* ---- generation ------------------------------------------------------------------------------------------------- */
 
 static const tfm_prompt prompts[4] = {{3, text}, {1, text + 4}, {7, text + 2}, {3, text}};
 
@@ -533,7 +545,7 @@ Test(generate, rows_have_the_bits_of_running_alone) {
             u = begin_with(4, &o);
             memset(&g, 0, sizeof g);
             g.max_new = 20;
-            g.sampling.temperature = (float) drawn;
+            g.sampling.temperature = (float)drawn;
             g.sampling.seed = 11;
             g.sampling.repetition_penalty = 1.1f;
             assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 4, &g, out));
@@ -566,8 +578,8 @@ Test(generate, greedy_follows_the_forward_pass) {
         tfm_tensor *y = tfm_transformer_forward(u.c, &u.model, NULL, ids_of(u.c, ids, 1, n), NULL), *last;
         assert_made(u.c, y);
         last = tfm_select(u.c, tfm_select(u.c, y, 0, 0), 0, n - 1);
-        ids[n] = (int64_t) tfm_item(tfm_argmax(u.c, last, 0, 0));
-        cr_expect_eq(out.ids[i], ids[n], "id %lld", (long long) i);
+        ids[n] = (int64_t)tfm_item(tfm_argmax(u.c, last, 0, 0));
+        cr_expect_eq(out.ids[i], ids[n], "id %lld", (long long)i);
         {
             const int64_t at = ids[n];
             cr_expect_float_eq(out.log_probabilities[i], tfm_get(tfm_log_softmax(u.c, last, 0), &at), 2e-6);
@@ -606,9 +618,9 @@ Test(generate, ends_at_stop_ids_and_at_capacity) {
 /* A piece of text for each id that makes stop strings cross borders. */
 static const char *piece(const void *user, int64_t previous, int64_t id, int64_t *length) {
     static const char *const pieces[VOCAB] = {"ab", "c", "abc", "", "d\n", "xyz", "a", "bca", "b", "ca", "q"};
-    (void) user;
-    (void) previous;
-    *length = (int64_t) strlen(pieces[id]);
+    (void)user;
+    (void)previous;
+    *length = (int64_t)strlen(pieces[id]);
     return pieces[id];
 }
 
@@ -620,17 +632,18 @@ typedef struct heard {
 } heard;
 
 static int hear(void *user, int64_t row, int64_t id, float log_probability, const char *t, int64_t length) {
-    heard *h = (heard *) user;
-    (void) id;
+    heard *h = (heard *)user;
+    (void)id;
     cr_expect_leq(log_probability, 0);
-    strncat(h->text[row], t, (size_t) length);
+    strncat(h->text[row], t, (size_t)length);
     if (h->c && h->steps < 64) h->allocations[h->steps++] = tfm_memory_usage(h->c).allocations;
     return ++h->count[row] == h->end_at[row];
 }
 
-/* What a row says without any stop string, cut by hand, is what it says with them; nothing of a stop string is ever heard. */
+/* What a row says without stop strings, cut by hand, is what it says with them; of a stop string nothing is heard. */
 Test(generate, stop_strings_are_found_across_ids) {
-    static const char *const stops[][3] = {{"abca", NULL, NULL}, {"bc", "abcd", NULL}, {"zz", "cab", NULL}, {"q", "d\n", "xyzx"}, {"caca", NULL, NULL}, {"bcab", "cb", NULL}};
+    static const char *const stops[][3] = {{"abca", NULL, NULL}, {"bc", "abcd", NULL}, {"zz", "cab", NULL},
+                                           {"q", "d\n", "xyzx"}, {"caca", NULL, NULL}, {"bcab", "cb", NULL}};
     setup u = begin_batch(2);
     size_t k;
     uint64_t seed;
@@ -669,10 +682,10 @@ Test(generate, stop_strings_are_found_across_ids) {
                     }
                 }
                 if (found) so_far[found - so_far] = 0;
-                cr_expect_eq(out[b].count, n, "%lld ids, expected %lld", (long long) out[b].count, (long long) n);
+                cr_expect_eq(out[b].count, n, "%lld ids, expected %lld", (long long)out[b].count, (long long)n);
                 cr_expect_eq(out[b].reason, found ? TFM_STOP_STRING : TFM_STOP_LENGTH);
                 cr_expect_str_eq(out[b].text, so_far);
-                cr_expect_eq(out[b].text_length, (int64_t) strlen(so_far));
+                cr_expect_eq(out[b].text_length, (int64_t)strlen(so_far));
                 cr_expect_str_eq(h.text[b], so_far);
                 cr_expect_eq(h.count[b], n);
             }
@@ -723,7 +736,7 @@ Test(generate, a_step_takes_no_memory_after_the_first) {
     g.user = &h;
     assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, out));
     cr_assert_eq(h.steps, 30);
-    for (i = 2; i < 30; i++) cr_expect_eq(h.allocations[i], h.allocations[1], "step %lld", (long long) i);
+    for (i = 2; i < 30; i++) cr_expect_eq(h.allocations[i], h.allocations[1], "step %lld", (long long)i);
     /* and by hand */
     tfm_session_reset(u.s);
     for (i = 0; i < 10; i++) {
@@ -756,9 +769,9 @@ Test(generate, measuring_says_what_it_takes) {
 }
 
 static int stop_after(void *user, const char *what, int64_t done, int64_t total) {
-    (void) what;
-    (void) total;
-    return done >= *(int64_t *) user;
+    (void)what;
+    (void)total;
+    return done >= *(int64_t *)user;
 }
 
 Test(generate, progress_can_cancel) {
@@ -784,7 +797,7 @@ Test(generate, wrong_arguments_are_errors) {
     tfm_session *tiny = session_of(&u, 1, 2);
     tfm_generate_options g;
     tfm_sequence out;
-    (void) outside;
+    (void)outside;
     memset(&g, 0, sizeof g);
     assert_verb_refused(u.c, tfm_generate(u.c, NULL, prompts, 1, NULL, &out), TFM_INVALID);
     assert_verb_refused(u.c, tfm_generate(u.c, u.s, NULL, 1, NULL, &out), TFM_INVALID);
@@ -826,7 +839,7 @@ static void generate_all(tfm_ctx *c, void *user) {
     tfm_sequence out[2];
     tfm_status status;
     static const int64_t rows[2] = {0, 0};
-    (void) user;
+    (void)user;
     memset(&g, 0, sizeof g);
     memset(&so, 0, sizeof so);
     memset(&o, 0, sizeof o);
@@ -849,7 +862,7 @@ static void generate_all(tfm_ctx *c, void *user) {
     bo.beams = 2;
     bo.max_new = 2;
     if (f) tfm_session_reset(f), status = tfm_beam_search(c, f, prompts, 1, &bo, out);
-    (void) status;
+    (void)status;
     tfm_session_destroy(f);
     tfm_session_destroy(s);
     tfm_params_destroy(p);
@@ -857,7 +870,7 @@ static void generate_all(tfm_ctx *c, void *user) {
 
 Test(generate, every_allocation_may_fail) { cr_expect_gt(test_each_allocation_failing(generate_all, NULL, NULL), 10); }
 
-/* ---- beam search ----------------------------------------------------------------------------------------------------- */
+/* ---- beam search ------------------------------------------------------------------------------------------------ */
 
 /* log-probabilities (VOCAB) after ids, by a forward pass without any session */
 static void score_next(setup *u, const int64_t *ids, int64_t n, double *out) {
@@ -867,20 +880,23 @@ static void score_next(setup *u, const int64_t *ids, int64_t n, double *out) {
     double most = -1e30, sum = 0;
     int64_t i;
     assert_made(u->c, y);
-    x = (const float *) y->data + (n - 1) * VOCAB;
+    x = (const float *)y->data + (n - 1) * VOCAB;
     for (i = 0; i < VOCAB; i++)
-        if ((double) x[i] > most) most = (double) x[i];
-    for (i = 0; i < VOCAB; i++) sum += exp((double) x[i] - most);
-    for (i = 0; i < VOCAB; i++) out[i] = (double) x[i] - most - log(sum);
+        if ((double)x[i] > most) most = (double)x[i];
+    for (i = 0; i < VOCAB; i++) sum += exp((double)x[i] - most);
+    for (i = 0; i < VOCAB; i++) out[i] = (double)x[i] - most - log(sum);
     tfm_rewind(u->c, mark);
 }
 
 static double penalty(const tfm_beam_options *o, int64_t n) {
-    if (o->length_penalty == TFM_LENGTH_GNMT) return pow((5.0 + (double) n) / 6.0, (double) o->alpha);
-    return o->length_penalty == TFM_LENGTH_POWER ? pow((double) n, (double) o->alpha) : 1;
+    if (o->length_penalty == TFM_LENGTH_GNMT) return pow((5.0 + (double)n) / 6.0, (double)o->alpha);
+    return o->length_penalty == TFM_LENGTH_POWER ? pow((double)n, (double)o->alpha) : 1;
 }
 
-typedef struct hypothesis { int64_t count, ids[8]; double sum, score; } hypothesis;
+typedef struct hypothesis {
+    int64_t count, ids[8];
+    double sum, score;
+} hypothesis;
 
 static int64_t beam_stop(int64_t id, const tfm_beam_options *o) {
     int64_t i;
@@ -897,16 +913,17 @@ static int banned(int64_t id, const tfm_beam_options *o) {
 }
 
 static int better(const void *a, const void *b) {
-    const double x = ((const hypothesis *) a)->score, y = ((const hypothesis *) b)->score;
+    const double x = ((const hypothesis *)a)->score, y = ((const hypothesis *)b)->score;
     return x > y ? -1 : x < y;
 }
 
 /* Every sequence there is, best first: what a beam search that forgets nothing must find. */
-static void exhaust(setup *u, const tfm_prompt *prompt, const tfm_beam_options *o, const hypothesis *from, hypothesis *list, int64_t *count) {
+static void exhaust(setup *u, const tfm_prompt *prompt, const tfm_beam_options *o, const hypothesis *from,
+                    hypothesis *list, int64_t *count) {
     int64_t ids[16], i;
     double next[VOCAB];
-    memcpy(ids, prompt->ids, (size_t) prompt->count * sizeof *ids);
-    memcpy(ids + prompt->count, from->ids, (size_t) from->count * sizeof *ids);
+    memcpy(ids, prompt->ids, (size_t)prompt->count * sizeof *ids);
+    memcpy(ids + prompt->count, from->ids, (size_t)from->count * sizeof *ids);
     score_next(u, ids, prompt->count + from->count, next);
     for (i = 0; i < VOCAB; i++) {
         hypothesis h = *from;
@@ -921,16 +938,26 @@ static void exhaust(setup *u, const tfm_prompt *prompt, const tfm_beam_options *
 
 static void expect_hypothesis(const tfm_sequence *out, const hypothesis *h, const char *what, int64_t rank) {
     int64_t i;
-    cr_assert_eq(out->count, h->count, "%s, rank %lld: %lld ids, expected %lld", what, (long long) rank, (long long) out->count, (long long) h->count);
-    for (i = 0; i < h->count; i++) cr_assert_eq(out->ids[i], h->ids[i], "%s, rank %lld, id %lld", what, (long long) rank, (long long) i);
-    cr_expect_float_eq(out->score, h->score, 1e-5, "%s, rank %lld: score %g, expected %g", what, (long long) rank, out->score, h->score);
+    cr_assert_eq(out->count, h->count, "%s, rank %lld: %lld ids, expected %lld", what, (long long)rank,
+                 (long long)out->count, (long long)h->count);
+    for (i = 0; i < h->count; i++)
+        cr_assert_eq(out->ids[i], h->ids[i], "%s, rank %lld, id %lld", what, (long long)rank, (long long)i);
+    cr_expect_float_eq(out->score, h->score, 1e-5, "%s, rank %lld: score %g, expected %g", what, (long long)rank,
+                       out->score, h->score);
 }
 
 Test(beam, with_room_for_everything_it_finds_the_best_there_are) {
     enum { LENGTH = 3, BEAMS = 121, BEST = 20 };
     static const int64_t stops[2] = {0, 6}, bans[2] = {3, 9};
-    static const struct { int kind; float alpha; } kinds[] = {{TFM_LENGTH_NONE, 0}, {TFM_LENGTH_GNMT, 0.6f}, {TFM_LENGTH_GNMT, 3}, {TFM_LENGTH_POWER, 1}, {TFM_LENGTH_POWER, -1}};
-    hypothesis *list = (hypothesis *) malloc(2000 * sizeof *list);
+    static const struct {
+        int kind;
+        float alpha;
+    } kinds[] = {{TFM_LENGTH_NONE, 0},
+                 {TFM_LENGTH_GNMT, 0.6f},
+                 {TFM_LENGTH_GNMT, 3},
+                 {TFM_LENGTH_POWER, 1},
+                 {TFM_LENGTH_POWER, -1}};
+    hypothesis *list = (hypothesis *)malloc(2000 * sizeof *list);
     setup u = begin_batch(1);
     tfm_session *s = session_of(&u, 2 * BEAMS, 16);
     tfm_sequence out[2 * BEST];
@@ -955,7 +982,7 @@ Test(beam, with_room_for_everything_it_finds_the_best_there_are) {
             int64_t count = 0;
             memset(&nothing, 0, sizeof nothing);
             exhaust(&u, &prompts[1 + prompt], &o, &nothing, list, &count);
-            qsort(list, (size_t) count, sizeof *list, better);
+            qsort(list, (size_t)count, sizeof *list, better);
             for (i = 0; i < BEST; i++) expect_hypothesis(&out[prompt * BEST + i], &list[i], "exhaustive", i);
         }
         if (test_quick()) break;
@@ -965,10 +992,10 @@ Test(beam, with_room_for_everything_it_finds_the_best_there_are) {
     free(list);
 }
 
-/* The plain statement of beam search: all extensions of all beams, sorted; finished ones leave when they are among the best `beams`; no
- * early end. */
+/* The plain statement of beam search: all extensions of all beams, sorted; finished ones leave when they are among the
+ * best `beams`; no early end. */
 static int64_t search_plainly(setup *u, const tfm_prompt *prompt, const tfm_beam_options *o, hypothesis *done) {
-    hypothesis live[16], *all = (hypothesis *) malloc(16 * VOCAB * sizeof *all);
+    hypothesis live[16], *all = (hypothesis *)malloc(16 * VOCAB * sizeof *all);
     int64_t alive = 1, finished = 0, length;
     memset(live, 0, sizeof live);
     for (length = 0; length < o->max_new && alive; length++) {
@@ -976,8 +1003,8 @@ static int64_t search_plainly(setup *u, const tfm_prompt *prompt, const tfm_beam
         for (b = 0; b < alive; b++) {
             int64_t ids[16];
             double next[VOCAB];
-            memcpy(ids, prompt->ids, (size_t) prompt->count * sizeof *ids);
-            memcpy(ids + prompt->count, live[b].ids, (size_t) live[b].count * sizeof *ids);
+            memcpy(ids, prompt->ids, (size_t)prompt->count * sizeof *ids);
+            memcpy(ids + prompt->count, live[b].ids, (size_t)live[b].count * sizeof *ids);
             score_next(u, ids, prompt->count + live[b].count, next);
             for (i = 0; i < VOCAB; i++) {
                 if (banned(i, o)) continue;
@@ -988,7 +1015,7 @@ static int64_t search_plainly(setup *u, const tfm_prompt *prompt, const tfm_beam
                 count++;
             }
         }
-        qsort(all, (size_t) count, sizeof *all, better);
+        qsort(all, (size_t)count, sizeof *all, better);
         for (alive = i = 0; i < count && alive < o->beams; i++) {
             if (!beam_stop(all[i].ids[length], o) && length + 1 < o->max_new) {
                 live[alive++] = all[i];
@@ -999,7 +1026,7 @@ static int64_t search_plainly(setup *u, const tfm_prompt *prompt, const tfm_beam
             }
         }
     }
-    qsort(done, (size_t) finished, sizeof *done, better);
+    qsort(done, (size_t)finished, sizeof *done, better);
     free(all);
     return finished;
 }
@@ -1058,7 +1085,7 @@ Test(beam, one_beam_is_greedy_search_and_log_probabilities_add_up) {
     cr_expect_eq(beam.reason, TFM_STOP_LENGTH);
     assert_same_bytes(beam.ids, greedy.ids, 15 * 8);
     assert_same_bytes(beam.log_probabilities, greedy.log_probabilities, 15 * 4);
-    for (i = 0; i < 15; i++) sum += (double) beam.log_probabilities[i];
+    for (i = 0; i < 15; i++) sum += (double)beam.log_probabilities[i];
     cr_expect_float_eq(beam.score, sum, 1e-5);
     cr_expect_float_eq(greedy.score, sum, 1e-5);
     end(&u);

@@ -8,21 +8,24 @@ static tfm_ctx *context(void) {
     return tfm_create(&o);
 }
 
-/* ---- llama2.c checkpoints -------------------------------------------------------------------------------------------- */
+/* ---- llama2.c checkpoints --------------------------------------------------------------------------------------- */
 
 enum { DIM = 4, HIDDEN = 3, LAYERS = 2, HEADS = 2, KV = 1, VOCAB = 5, LENGTH = 6, KV_DIM = DIM / HEADS * KV };
-enum { SHARED_FLOATS = VOCAB * DIM + LAYERS * (2 * DIM + 2 * DIM * DIM + 2 * KV_DIM * DIM + 3 * HIDDEN * DIM) + DIM + LENGTH * DIM / HEADS };
+enum {
+    SHARED_FLOATS = VOCAB * DIM + LAYERS * (2 * DIM + 2 * DIM * DIM + 2 * KV_DIM * DIM + 3 * HIDDEN * DIM) + DIM
+                    + LENGTH * DIM / HEADS
+};
 
 /* A checkpoint whose float number i is i. */
 static unsigned char *checkpoint(int own_head, int64_t *size) {
     const int32_t head[7] = {DIM, HIDDEN, LAYERS, HEADS, KV, own_head ? -VOCAB : VOCAB, LENGTH};
     const int64_t floats = SHARED_FLOATS + (own_head ? VOCAB * DIM : 0);
-    unsigned char *data = (unsigned char *) malloc((size_t) (28 + 4 * floats));
+    unsigned char *data = (unsigned char *)malloc((size_t)(28 + 4 * floats));
     int64_t i;
     cr_assert_not_null(data);
     memcpy(data, head, 28);
     for (i = 0; i < floats; i++) {
-        const float x = (float) i;
+        const float x = (float)i;
         memcpy(data + 28 + 4 * i, &x, 4);
     }
     *size = 28 + 4 * floats;
@@ -34,11 +37,12 @@ static void expect_at(const tfm_params *p, const char *name, int64_t rows, int64
     const tfm_tensor *t = tfm_params_find(p, name);
     int64_t index[2] = {0, 0};
     cr_assert_not_null(t, "no %s", name);
-    cr_expect_eq(t->shape[0], rows, "%s has %lld rows", name, (long long) t->shape[0]);
+    cr_expect_eq(t->shape[0], rows, "%s has %lld rows", name, (long long)t->shape[0]);
     cr_expect_eq(t->ndim, columns ? 2 : 1, "%s", name);
     if (columns) cr_expect_eq(t->shape[1], columns, "%s", name);
     index[0] = row;
-    cr_expect_eq(tfm_get(t, index), value, "%s: row %lld begins with %g, expected %g", name, (long long) row, tfm_get(t, index), value);
+    cr_expect_eq(tfm_get(t, index), value, "%s: row %lld begins with %g, expected %g", name, (long long)row,
+                 tfm_get(t, index), value);
 }
 
 Test(llama2c, every_part_of_the_file_finds_its_parameter) {
@@ -58,27 +62,29 @@ Test(llama2c, every_part_of_the_file_finds_its_parameter) {
         cr_expect_eq(g.tied_head, !own_head);
         cr_expect_eq(g.block.kv_heads, KV);
         expect_at(p, "tgt_embedding.weight", VOCAB, DIM, 0, 0);
-        expect_at(p, "decoder.layers.1.norm1.weight", DIM, 0, 0, (double) (at + DIM));
+        expect_at(p, "decoder.layers.1.norm1.weight", DIM, 0, 0, (double)(at + DIM));
         at += LAYERS * DIM;
-        expect_at(p, "decoder.layers.1.self_attn.in_proj_weight", DIM + 2 * KV_DIM, DIM, 0, (double) (at + DIM * DIM));
+        expect_at(p, "decoder.layers.1.self_attn.in_proj_weight", DIM + 2 * KV_DIM, DIM, 0, (double)(at + DIM * DIM));
         at += LAYERS * DIM * DIM;
-        expect_at(p, "decoder.layers.1.self_attn.in_proj_weight", DIM + 2 * KV_DIM, DIM, DIM, (double) (at + KV_DIM * DIM));
+        expect_at(p, "decoder.layers.1.self_attn.in_proj_weight", DIM + 2 * KV_DIM, DIM, DIM,
+                  (double)(at + KV_DIM * DIM));
         at += LAYERS * KV_DIM * DIM;
-        expect_at(p, "decoder.layers.1.self_attn.in_proj_weight", DIM + 2 * KV_DIM, DIM, DIM + KV_DIM, (double) (at + KV_DIM * DIM));
+        expect_at(p, "decoder.layers.1.self_attn.in_proj_weight", DIM + 2 * KV_DIM, DIM, DIM + KV_DIM,
+                  (double)(at + KV_DIM * DIM));
         at += LAYERS * KV_DIM * DIM;
-        expect_at(p, "decoder.layers.0.self_attn.out_proj.weight", DIM, DIM, 0, (double) at);
+        expect_at(p, "decoder.layers.0.self_attn.out_proj.weight", DIM, DIM, 0, (double)at);
         at += LAYERS * DIM * DIM;
-        expect_at(p, "decoder.layers.0.norm2.weight", DIM, 0, 0, (double) at);
+        expect_at(p, "decoder.layers.0.norm2.weight", DIM, 0, 0, (double)at);
         at += LAYERS * DIM;
-        expect_at(p, "decoder.layers.1.linear_gate.weight", HIDDEN, DIM, 0, (double) (at + HIDDEN * DIM));
+        expect_at(p, "decoder.layers.1.linear_gate.weight", HIDDEN, DIM, 0, (double)(at + HIDDEN * DIM));
         at += LAYERS * HIDDEN * DIM;
-        expect_at(p, "decoder.layers.1.linear2.weight", DIM, HIDDEN, 0, (double) (at + HIDDEN * DIM));
+        expect_at(p, "decoder.layers.1.linear2.weight", DIM, HIDDEN, 0, (double)(at + HIDDEN * DIM));
         at += LAYERS * HIDDEN * DIM;
-        expect_at(p, "decoder.layers.1.linear1.weight", HIDDEN, DIM, 0, (double) (at + HIDDEN * DIM));
+        expect_at(p, "decoder.layers.1.linear1.weight", HIDDEN, DIM, 0, (double)(at + HIDDEN * DIM));
         at += LAYERS * HIDDEN * DIM;
-        expect_at(p, "decoder.norm.weight", DIM, 0, 0, (double) at);
+        expect_at(p, "decoder.norm.weight", DIM, 0, 0, (double)at);
         at += DIM + LENGTH * DIM / HEADS;
-        if (own_head) expect_at(p, "generator.weight", VOCAB, DIM, 0, (double) at);
+        if (own_head) expect_at(p, "generator.weight", VOCAB, DIM, 0, (double)at);
         tfm_params_strict(p, 1); /* the names are exactly those that the model asks for */
         assert_ok(c, tfm_transformer_init(c, p, "", &g, &model));
         tfm_params_destroy(p);
@@ -87,7 +93,12 @@ Test(llama2c, every_part_of_the_file_finds_its_parameter) {
 }
 
 Test(llama2c, sizes_are_checked_against_the_file) {
-    static const struct { int word; int32_t value; tfm_status status; const char *phrase; } bad[] = {
+    static const struct {
+        int word;
+        int32_t value;
+        tfm_status status;
+        const char *phrase;
+    } bad[] = {
         {0, 0, TFM_FORMAT, "dim is 0"},
         {0, -4, TFM_FORMAT, "dim is -4"},
         {0, 0x616b3432, TFM_UNSUPPORTED, "version 0"},
@@ -114,13 +125,13 @@ Test(llama2c, sizes_are_checked_against_the_file) {
         unsigned char kept[4];
         memcpy(kept, data + 4 * bad[i].word, 4);
         memcpy(data + 4 * bad[i].word, &bad[i].value, 4);
-        cr_expect_eq(tfm_llama2c_load_memory(c, p, data, size, &g), bad[i].status, "%d: %s", (int) i, tfm_error(c));
+        cr_expect_eq(tfm_llama2c_load_memory(c, p, data, size, &g), bad[i].status, "%d: %s", (int)i, tfm_error(c));
         cr_expect_not_null(strstr(tfm_error(c), bad[i].phrase), "%s, not: %s", tfm_error(c), bad[i].phrase);
         tfm_clear(c);
         memcpy(data + 4 * bad[i].word, kept, 4);
     }
     for (n = 0; n < size; n++) {
-        cr_assert_eq(tfm_llama2c_load_memory(c, p, data, n, &g), TFM_FORMAT, "%lld bytes were accepted", (long long) n);
+        cr_assert_eq(tfm_llama2c_load_memory(c, p, data, n, &g), TFM_FORMAT, "%lld bytes were accepted", (long long)n);
         tfm_clear(c);
     }
     cr_expect_eq(tfm_params_count(p), 0);
@@ -133,7 +144,7 @@ Test(llama2c, sizes_are_checked_against_the_file) {
     tfm_destroy(c);
 }
 
-/* ---- tokenizers ------------------------------------------------------------------------------------------------------ */
+/* ---- tokenizers ------------------------------------------------------------------------------------------------- */
 
 typedef struct vocabulary {
     unsigned char data[8192];
@@ -143,11 +154,11 @@ typedef struct vocabulary {
 } vocabulary;
 
 static void vocabulary_add(vocabulary *v, const char *text, float score) {
-    const int32_t length = (int32_t) strlen(text);
+    const int32_t length = (int32_t)strlen(text);
     if (!v->count) v->size = 4, memset(v->data, 0, 4);
     memcpy(v->data + v->size, &score, 4);
     memcpy(v->data + v->size + 4, &length, 4);
-    memcpy(v->data + v->size + 8, text, (size_t) length);
+    memcpy(v->data + v->size + 8, text, (size_t)length);
     v->size += 8 + length;
     v->scores[v->count] = score;
     strcpy(v->text[v->count++], text);
@@ -196,39 +207,39 @@ static int64_t merge_plainly(const vocabulary *v, int64_t *ids, int64_t n) {
 Test(tokenizer, merging_equals_the_plain_algorithm) {
     int round;
     for (round = 0; round < (test_quick() ? 20 : 200); round++) {
-        vocabulary *v = (vocabulary *) malloc(sizeof *v);
+        vocabulary *v = (vocabulary *)malloc(sizeof *v);
         tfm_ctx *c = context();
         tfm_tokenizer *t;
-        uint64_t seed = (uint64_t) round;
+        uint64_t seed = (uint64_t)round;
         char text[64];
         int64_t expected[80], *ids, count, n = 0, i;
-        const int length = (int) (20 + 20 * test_random(&seed));
+        const int length = (int)(20 + 20 * test_random(&seed));
         vocabulary_begin(v);
         vocabulary_add(v, " ", -10);
         vocabulary_add(v, "a", -11);
         vocabulary_add(v, "b", -12);
         for (i = 0; i < 40; i++) { /* merges of two to five letters; scores often equal */
             char word[8];
-            const int letters = 2 + (int) (2 + 2 * test_random(&seed));
+            const int letters = 2 + (int)(2 + 2 * test_random(&seed));
             int k;
-            for (k = 0; k < letters; k++) word[k] = "ab "[(int) (1.5f + 1.5f * test_random(&seed)) % 3];
+            for (k = 0; k < letters; k++) word[k] = "ab "[(int)(1.5f + 1.5f * test_random(&seed)) % 3];
             word[letters] = 0;
-            if (vocabulary_find(v, word) < 0) vocabulary_add(v, word, (float) (int) (4 * test_random(&seed)));
+            if (vocabulary_find(v, word) < 0) vocabulary_add(v, word, (float)(int)(4 * test_random(&seed)));
         }
-        for (i = 0; i < length; i++) text[i] = "ab c"[(int) (2 + 2 * test_random(&seed)) % 4];
+        for (i = 0; i < length; i++) text[i] = "ab c"[(int)(2 + 2 * test_random(&seed)) % 4];
         text[length] = 0;
         expected[n++] = vocabulary_find(v, " ");
         for (i = 0; i < length; i++) {
             char letter[2] = {text[i], 0};
             const int64_t id = vocabulary_find(v, letter);
-            expected[n++] = id >= 0 ? id : 3 + (unsigned char) text[i];
+            expected[n++] = id >= 0 ? id : 3 + (unsigned char)text[i];
         }
         n = length ? merge_plainly(v, expected, n) : 0;
         t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count);
         cr_assert_not_null(t, "%s", tfm_error(c));
         assert_ok(c, tfm_tokenizer_encode(c, t, text, 0, 0, &ids, &count));
-        cr_assert_eq(count, n, "round %d: %lld ids, expected %lld", round, (long long) count, (long long) n);
-        for (i = 0; i < n; i++) cr_assert_eq(ids[i], expected[i], "round %d, id %lld", round, (long long) i);
+        cr_assert_eq(count, n, "round %d: %lld ids, expected %lld", round, (long long)count, (long long)n);
+        for (i = 0; i < n; i++) cr_assert_eq(ids[i], expected[i], "round %d, id %lld", round, (long long)i);
         tfm_tokenizer_destroy(t);
         tfm_destroy(c);
         free(v);
@@ -238,8 +249,8 @@ Test(tokenizer, merging_equals_the_plain_algorithm) {
 /* A long text takes n log n steps, not n squared. */
 Test(tokenizer, long_texts_are_no_problem) {
     enum { LONG = 300000 };
-    vocabulary *v = (vocabulary *) malloc(sizeof *v);
-    char *text = (char *) malloc(LONG + 1);
+    vocabulary *v = (vocabulary *)malloc(sizeof *v);
+    char *text = (char *)malloc(LONG + 1);
     tfm_ctx *c = context();
     tfm_tokenizer *t;
     int64_t *ids, count;
@@ -262,14 +273,14 @@ Test(tokenizer, long_texts_are_no_problem) {
 }
 
 Test(tokenizer, pieces_are_llama2cs) {
-    vocabulary *v = (vocabulary *) malloc(sizeof *v);
+    vocabulary *v = (vocabulary *)malloc(sizeof *v);
     static const int64_t text[] = {1, 259, 3 + 'A', 259, 260, 261, 262, 2};
     tfm_ctx *c = context();
     tfm_tokenizer *t;
     int64_t length = -1;
     vocabulary_begin(v);
-    vocabulary_add(v, " hi", -1);   /* 259 */
-    vocabulary_add(v, "<0x-1>", -2);  /* 260: a known attack on a %x of scanf */
+    vocabulary_add(v, " hi", -1);    /* 259 */
+    vocabulary_add(v, "<0x-1>", -2); /* 260: a known attack on a %x of scanf */
     vocabulary_add(v, "<0x4>", -3);
     vocabulary_add(v, "<0x411>", -3);
     t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count);
@@ -280,7 +291,7 @@ Test(tokenizer, pieces_are_llama2cs) {
     cr_expect_str_eq(tfm_tokenizer_piece(t, 1, 259, &length), "hi"); /* no space after the begin id */
     cr_expect_eq(length, 2);
     cr_expect_str_eq(tfm_tokenizer_piece(t, 5, 3 + 'A', &length), "A");
-    cr_expect_eq((unsigned char) tfm_tokenizer_piece(t, 5, 3 + 0xE9, &length)[0], 0xE9);
+    cr_expect_eq((unsigned char)tfm_tokenizer_piece(t, 5, 3 + 0xE9, &length)[0], 0xE9);
     cr_expect_eq(length, 1);
     tfm_tokenizer_piece(t, 5, 3, &length);
     cr_expect_eq(length, 0, "a NUL is no text");
@@ -300,14 +311,14 @@ Test(tokenizer, pieces_are_llama2cs) {
 }
 
 Test(tokenizer, broken_files_are_refused) {
-    vocabulary *v = (vocabulary *) malloc(sizeof *v);
+    vocabulary *v = (vocabulary *)malloc(sizeof *v);
     tfm_ctx *c = context();
     int64_t n, *ids;
     int32_t length = -1;
     tfm_tokenizer *t;
     vocabulary_begin(v);
     for (n = 0; n < v->size; n++) {
-        cr_assert_null(tfm_tokenizer_llama2c_memory(c, v->data, n, v->count), "%lld bytes were accepted", (long long) n);
+        cr_assert_null(tfm_tokenizer_llama2c_memory(c, v->data, n, v->count), "%lld bytes were accepted", (long long)n);
         cr_assert_eq(tfm_status_of(c), TFM_FORMAT);
         tfm_clear(c);
     }
@@ -341,7 +352,7 @@ Test(tokenizer, lines) {
     static const char text[] = "<s>\n</s>\r\n\none\ntwo\none\n\xc3\xa9";
     static const int64_t expected[] = {0, 3, 4, 6, 3, 1};
     tfm_ctx *c = context();
-    tfm_tokenizer *t = tfm_tokenizer_lines_memory(c, text, (int64_t) sizeof text - 1, -1), *other;
+    tfm_tokenizer *t = tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, -1), *other;
     int64_t *ids, count, i;
     cr_assert_not_null(t, "%s", tfm_error(c));
     cr_expect_eq(tfm_tokenizer_size(t), 7);
@@ -352,12 +363,12 @@ Test(tokenizer, lines) {
     for (i = 0; i < 6; i++) cr_expect_eq(ids[i], expected[i]);
     cr_expect_str_eq(tfm_tokenizer_decode(c, t, ids, count), "one two \xc3\xa9 one");
     assert_verb_refused(c, tfm_tokenizer_encode(c, t, "one three", 0, 0, &ids, &count), TFM_INVALID);
-    other = tfm_tokenizer_lines_memory(c, text, (int64_t) sizeof text - 1, 2);
+    other = tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, 2);
     assert_ok(c, tfm_tokenizer_encode(c, other, "three one", 0, 0, &ids, &count));
     cr_expect_eq(ids[0], 2);
     tfm_tokenizer_destroy(other);
-    assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t) sizeof text - 1, 7), TFM_INVALID);
-    assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t) sizeof text, -1), TFM_FORMAT); /* NUL */
+    assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, 7), TFM_INVALID);
+    assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text, -1), TFM_FORMAT); /* NUL */
     assert_refused(c, tfm_tokenizer_lines_memory(c, NULL, 1, -1), TFM_INVALID);
     other = tfm_tokenizer_lines_memory(c, NULL, 0, -1);
     cr_assert_not_null(other);
@@ -368,16 +379,17 @@ Test(tokenizer, lines) {
 }
 
 static void load_everything(tfm_ctx *c, void *user) {
-    const vocabulary *v = (const vocabulary *) user;
+    const vocabulary *v = (const vocabulary *)user;
     int64_t size, *ids, count;
     unsigned char *data = checkpoint(1, &size);
     tfm_params *p = tfm_params_create(c);
-    tfm_tokenizer *t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count), *l = tfm_tokenizer_lines_memory(c, "a\nb\n", 4, 0);
+    tfm_tokenizer *t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count),
+                  *l = tfm_tokenizer_lines_memory(c, "a\nb\n", 4, 0);
     tfm_transformer_config g;
     tfm_status status = tfm_llama2c_load_memory(c, p, data, size, &g);
     status = tfm_tokenizer_encode(c, t, "some text", 1, 1, &ids, &count);
-    (void) status;
-    (void) tfm_tokenizer_decode(c, t, ids, count);
+    (void)status;
+    (void)tfm_tokenizer_decode(c, t, ids, count);
     tfm_tokenizer_destroy(t);
     tfm_tokenizer_destroy(l);
     tfm_params_destroy(p);
@@ -385,17 +397,20 @@ static void load_everything(tfm_ctx *c, void *user) {
 }
 
 Test(models, every_allocation_may_fail) {
-    vocabulary *v = (vocabulary *) malloc(sizeof *v);
+    vocabulary *v = (vocabulary *)malloc(sizeof *v);
     vocabulary_begin(v);
     vocabulary_add(v, " ", 0);
     cr_expect_gt(test_each_allocation_failing(load_everything, v, NULL), 10);
     free(v);
 }
 
-/* ---- trained models -------------------------------------------------------------------------------------------------- */
+/* ---- trained models --------------------------------------------------------------------------------------------- */
 
 Test(stories260k, ids_are_those_of_llama2c) {
-    static const struct { const char *text; int64_t count, ids[16]; } table[] = {
+    static const struct {
+        const char *text;
+        int64_t count, ids[16];
+    } table[] = {
         {"", 1, {1}},
         {"Once upon a time", 5, {1, 403, 407, 261, 378}},
         {"Lily's mom said, \"Hello!\"", 14, {1, 317, 439, 419, 357, 336, 432, 313, 440, 411, 306, 414, 443, 436}},
@@ -414,8 +429,8 @@ Test(stories260k, ids_are_those_of_llama2c) {
     for (i = 0; i < sizeof table / sizeof table[0]; i++) {
         int64_t *ids, count, k;
         assert_ok(c, tfm_tokenizer_encode(c, t, table[i].text, 1, 0, &ids, &count));
-        cr_assert_eq(count, table[i].count, "%s: %lld ids", table[i].text, (long long) count);
-        for (k = 0; k < count; k++) cr_expect_eq(ids[k], table[i].ids[k], "%s: id %lld", table[i].text, (long long) k);
+        cr_assert_eq(count, table[i].count, "%s: %lld ids", table[i].text, (long long)count);
+        for (k = 0; k < count; k++) cr_expect_eq(ids[k], table[i].ids[k], "%s: id %lld", table[i].text, (long long)k);
         cr_expect_str_eq(tfm_tokenizer_decode(c, t, ids, count), table[i].text);
     }
     tfm_tokenizer_destroy(t);
@@ -432,8 +447,7 @@ Test(stories260k, greedy_text_is_llama2cs) {
     test_need_shared(tokens_path, sizeof tokens_path, "stories260k/tok512.bin");
     test_need_shared(expected_path, sizeof expected_path, "stories260k/expected_stdout_t0_n200.txt");
     expected = test_read_file(expected_path, &expected_size);
-    for (variant = 0; variant < 2; variant++)
-        TEST_EACH_ISA(c, variant ? 3 : 1) {
+    for (variant = 0; variant < 2; variant++) TEST_EACH_ISA(c, variant ? 3 : 1) {
             tfm_params *p = tfm_params_create(c);
             tfm_transformer_config g;
             tfm_transformer model;
@@ -457,7 +471,7 @@ Test(stories260k, greedy_text_is_llama2cs) {
             assert_ok(c, tfm_generate(c, s, &prompt, 1, &o, &out));
             cr_expect_eq(out.count, 200);
             cr_expect_eq(out.reason, TFM_STOP_LENGTH);
-            cr_expect_eq((size_t) out.text_length, expected_size, "%s: %s", tfm_isa_name(c), out.text);
+            cr_expect_eq((size_t)out.text_length, expected_size, "%s: %s", tfm_isa_name(c), out.text);
             cr_expect_str_eq(out.text, expected, "%s", tfm_isa_name(c));
             tfm_tokenizer_destroy(t);
             tfm_session_destroy(s);
@@ -490,9 +504,19 @@ static const tfm_rule aren_rules[] = {
     {TFM_RULE_RENAME, "decoder/projection/*", "generator.*", 0, 0},
 };
 
-static const struct { int64_t source_count, source[7], count, target[8]; float log_probabilities[8]; } aren[2] = {
-    {6, {31, 10, 19, 13, 5, 7}, 7, {3, 11, 23, 13, 8, 7, 2}, {-0.106023f, -0.06541f, -0.056002f, -0.447953f, -0.230714f, -0.092184f, -0.063463f}},
-    {7, {31, 10, 16, 3, 9, 5, 7}, 8, {3, 18, 12, 5, 9, 8, 7, 2},
+static const struct {
+    int64_t source_count, source[7], count, target[8];
+    float log_probabilities[8];
+} aren[2] = {
+    {6,
+     {31, 10, 19, 13, 5, 7},
+     7,
+     {3, 11, 23, 13, 8, 7, 2},
+     {-0.106023f, -0.06541f, -0.056002f, -0.447953f, -0.230714f, -0.092184f, -0.063463f}},
+    {7,
+     {31, 10, 16, 3, 9, 5, 7},
+     8,
+     {3, 18, 12, 5, 9, 8, 7, 2},
      {-0.07266f, -0.300309f, -0.181187f, -0.395671f, -0.025631f, -0.123466f, -0.002034f, -0.012639f}},
 };
 
@@ -544,7 +568,8 @@ Test(aren, log_probabilities_are_the_stated_ones) {
             }
             s = tfm_session_create(c, &model, &room);
             cr_assert_not_null(s, "%s", tfm_error(c));
-            assert_ok(c, tfm_session_encode(c, s, tfm_from(c, TFM_I64, TFM_SHAPE(2 * beams, 7), ids), tfm_from(c, TFM_I64, TFM_SHAPE(2 * beams), lengths)));
+            assert_ok(c, tfm_session_encode(c, s, tfm_from(c, TFM_I64, TFM_SHAPE(2 * beams, 7), ids),
+                                            tfm_from(c, TFM_I64, TFM_SHAPE(2 * beams), lengths)));
             if (beams == 1) {
                 tfm_generate_options o;
                 memset(&o, 0, sizeof o);
@@ -560,7 +585,8 @@ Test(aren, log_probabilities_are_the_stated_ones) {
                 assert_ok(c, tfm_beam_search(c, s, prompts, 2, &o, out));
             }
             for (i = 0; i < 2; i++) {
-                cr_assert_eq(out[i].count, aren[i].count, "%s, %lld beams: %lld ids", tfm_isa_name(c), (long long) beams, (long long) out[i].count);
+                cr_assert_eq(out[i].count, aren[i].count, "%s, %lld beams: %lld ids", tfm_isa_name(c), (long long)beams,
+                             (long long)out[i].count);
                 cr_expect_eq(out[i].reason, TFM_STOP_ID);
                 for (k = 0; k < out[i].count; k++) cr_expect_eq(out[i].ids[k], aren[i].target[k]);
                 assert_close(out[i].log_probabilities, aren[i].log_probabilities, out[i].count, 0, 1e-5);

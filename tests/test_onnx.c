@@ -1,5 +1,5 @@
-/* The operator cases of onnx/onnx in shared/data/onnx, each through the public API and our own safetensors reader. A file that is neither run
- * nor named in the table of what is not offered fails the test. */
+/* The operator cases of onnx/onnx in shared/data/onnx, each through the public API and our safetensors reader. A file
+ * that is neither run nor named in the table of what is not offered fails the test. */
 #include "test.h"
 
 #if defined(_WIN32)
@@ -8,13 +8,15 @@
 #include <dirent.h>
 #endif
 
-/* ---- what is not offered --------------------------------------------------------------------------------------------- */
+/* ---- what is not offered ---------------------------------------------------------------------------------------- */
 
 static const char losses[] = "losses are part of the training chapter, which is not there yet";
 static const char optimisers[] = "optimisers are part of the training chapter, which is not there yet";
 static const char scatter[] = "writing into a cache is tfm_cache_append, which only appends";
 
-static const struct { const char *name, *reason; } unsupported[] = {
+static const struct {
+    const char *name, *reason;
+} unsupported[] = {
     {"adam", optimisers},
     {"nllloss_NC", losses},
     {"nllloss_NCd1_ii", losses},
@@ -62,7 +64,7 @@ static const char *why_not(const char *name) {
     return NULL;
 }
 
-/* ---- a case ---------------------------------------------------------------------------------------------------------- */
+/* ---- a case ----------------------------------------------------------------------------------------------------- */
 
 typedef struct onnx {
     tfm_ctx *c;
@@ -102,8 +104,8 @@ static void expect(const onnx *k, const char *name, const tfm_tensor *t) {
     cr_assert_not_null(t, "%s: %s: %s", k->name, name, tfm_error(k->c));
     half = expected->dtype != TFM_F32;
     cr_expect_eq(t->dtype, expected->dtype, "%s: %s is %s", k->name, name, tfm_dtype_name(t->dtype));
-    cr_expect(test_tensor_worst(k->c, t, expected, half ? 4e-3 : 1e-4, half ? 2e-3 : 2e-6, text, sizeof text), "%s: %s: %s (%s)", k->name, name, text,
-              tfm_isa_name(k->c));
+    cr_expect(test_tensor_worst(k->c, t, expected, half ? 4e-3 : 1e-4, half ? 2e-3 : 2e-6, text, sizeof text),
+              "%s: %s: %s (%s)", k->name, name, text, tfm_isa_name(k->c));
 }
 
 static int has_output(const onnx *k, const char *name) {
@@ -112,32 +114,34 @@ static int has_output(const onnx *k, const char *name) {
     return tfm_file_has(k->f, full);
 }
 
-/* ---- operators ------------------------------------------------------------------------------------------------------- */
+/* ---- operators -------------------------------------------------------------------------------------------------- */
 
 /* (B, L, H d) as heads; what has four dims already stays. */
 static tfm_tensor *heads_of(const onnx *k, const char *name, const char *count) {
     tfm_tensor *t = input(k, name);
-    return t && t->ndim == 3 ? tfm_split_heads(k->c, t, (int64_t) attribute(k, count, 0)) : t;
+    return t && t->ndim == 3 ? tfm_split_heads(k->c, t, (int64_t)attribute(k, count, 0)) : t;
 }
 
-/* The mask of the case. Where ONNX counts causality from: the length of the past, or nonpad_kv_seqlen - Lq per row, or 0. */
+/* The mask of the case. ONNX counts causality from the length of the past, or nonpad_kv_seqlen - Lq per row, or 0. */
 static tfm_mask mask_of(const onnx *k, int64_t past, int64_t queries, int64_t keys) {
     tfm_tensor *m = input(k, "attn_mask"), *lengths = input(k, "nonpad_kv_seqlen");
     tfm_mask mask;
     memset(&mask, 0, sizeof mask);
     /* a mask that ends early says nothing about the keys behind it: they are not attended */
-    if (m && m->shape[m->ndim - 1] < keys) m = tfm_pad(k->c, m, -1, 0, keys - m->shape[m->ndim - 1], m->dtype == TFM_BOOL ? 0 : -HUGE_VAL);
+    if (m && m->shape[m->ndim - 1] < keys)
+        m = tfm_pad(k->c, m, -1, 0, keys - m->shape[m->ndim - 1], m->dtype == TFM_BOOL ? 0 : -HUGE_VAL);
     if (m && m->dtype == TFM_BOOL) mask.keep = m;
     else mask.bias = m;
     mask.key_lengths = lengths;
-    mask.softcap = (float) attribute(k, "softcap", 0);
-    if (attribute(k, "left_window_size", -1) >= 0) mask.window_left = (int64_t) attribute(k, "left_window_size", -1) + 1;
-    if (attribute(k, "right_window_size", -1) >= 0) mask.window_right = (int64_t) attribute(k, "right_window_size", -1) + 1;
+    mask.softcap = (float)attribute(k, "softcap", 0);
+    if (attribute(k, "left_window_size", -1) >= 0) mask.window_left = (int64_t)attribute(k, "left_window_size", -1) + 1;
+    if (attribute(k, "right_window_size", -1) >= 0)
+        mask.window_right = (int64_t)attribute(k, "right_window_size", -1) + 1;
     if (attribute(k, "is_causal", 0) != 0) mask.causal = TFM_CAUSAL_OFFSET;
     if (mask.causal && !lengths) mask.offset = past;
     if (mask.causal && lengths) {
         int64_t b, offsets[16];
-        for (b = 0; b < lengths->shape[0]; b++) offsets[b] = (int64_t) tfm_get(lengths, &b) - queries;
+        for (b = 0; b < lengths->shape[0]; b++) offsets[b] = (int64_t)tfm_get(lengths, &b) - queries;
         mask.offsets = tfm_from(k->c, TFM_I64, TFM_SHAPE(lengths->shape[0]), offsets);
     }
     return mask;
@@ -152,9 +156,12 @@ static tfm_tensor *joined(const onnx *k, const tfm_tensor *past, const tfm_tenso
 
 static void attention(const onnx *k) {
     /* by qk_matmul_output_mode. The data has 0, 2 (holds the mask: 1 and 2 changed places in onnx#7913) and 3 */
-    static const int stages[4] = {TFM_WEIGHTS_SCORES, TFM_WEIGHTS_CAPPED, TFM_WEIGHTS_MASKED, TFM_WEIGHTS_PROBABILITIES};
-    tfm_tensor *q = heads_of(k, "Q", "q_num_heads"), *key = heads_of(k, "K", "kv_num_heads"), *value = heads_of(k, "V", "kv_num_heads");
-    tfm_tensor *past_key = input(k, "past_key"), *past_value = input(k, "past_value"), *new_key = key, *new_value = value, *y, *scores = NULL;
+    static const int stages[4] = {TFM_WEIGHTS_SCORES, TFM_WEIGHTS_CAPPED, TFM_WEIGHTS_MASKED,
+                                  TFM_WEIGHTS_PROBABILITIES};
+    tfm_tensor *q = heads_of(k, "Q", "q_num_heads"), *key = heads_of(k, "K", "kv_num_heads"),
+               *value = heads_of(k, "V", "kv_num_heads");
+    tfm_tensor *past_key = input(k, "past_key"), *past_value = input(k, "past_value"), *new_key = key,
+               *new_value = value, *y, *scores = NULL;
     const int three = input(k, "Q")->ndim == 3;
     const int64_t past = past_key ? past_key->shape[2] : 0;
     tfm_attention_options o;
@@ -163,11 +170,11 @@ static void attention(const onnx *k) {
         key = joined(k, past_key, key);
         value = joined(k, past_value, value);
     }
-    o.scale = (float) attribute(k, "scale", 0);
+    o.scale = (float)attribute(k, "scale", 0);
     o.mask = mask_of(k, past, q->shape[2], key->shape[2]);
     if (has_output(k, "qk_matmul_output")) {
         o.weights = &scores;
-        o.weights_stage = stages[(int) attribute(k, "qk_matmul_output_mode", 0)];
+        o.weights_stage = stages[(int)attribute(k, "qk_matmul_output_mode", 0)];
     }
     y = tfm_attention(k->c, q, key, value, &o);
     expect(k, "Y", y && three ? tfm_combine_heads(k->c, y) : y);
@@ -201,9 +208,9 @@ static void normalization(const onnx *k) {
     tfm_tensor *mean = NULL, *rstd = NULL, *x = input(k, "X"), *w = input(k, "W"), *y;
     const int rms = strcmp(tfm_file_metadata(k->f, "op"), "LayerNormalization") != 0;
     tfm_norm_options o;
-    const int axis = (int) attribute(k, "axis", -1);
+    const int axis = (int)attribute(k, "axis", -1);
     memset(&o, 0, sizeof o);
-    o.eps = (float) attribute(k, "epsilon", 1e-5);
+    o.eps = (float)attribute(k, "epsilon", 1e-5);
     cr_assert_eq(w->ndim, axis < 0 ? -axis : x->ndim - axis, "%s", k->name);
     if (has_output(k, "Mean")) o.mean = &mean;
     if (has_output(k, "InvStdDev")) o.rstd = &rstd;
@@ -215,9 +222,11 @@ static void normalization(const onnx *k) {
 
 static void rotary_embedding(const onnx *k) {
     tfm_tensor *x = input(k, "input"), *cosine = input(k, "cos_cache");
-    const int64_t dims = (int64_t) attribute(k, "rotary_embedding_dim", 0);
+    const int64_t dims = (int64_t)attribute(k, "rotary_embedding_dim", 0);
     cr_assert_eq(cosine->shape[cosine->ndim - 1] * 2, dims ? dims : x->shape[3], "%s", k->name);
-    expect(k, "output", tfm_rotary_apply(k->c, x, cosine, input(k, "sin_cache"), input(k, "position_ids"), (int) attribute(k, "interleaved", 0)));
+    expect(k, "output",
+           tfm_rotary_apply(k->c, x, cosine, input(k, "sin_cache"), input(k, "position_ids"),
+                            (int)attribute(k, "interleaved", 0)));
 }
 
 static void gelu(const onnx *k) {
@@ -226,14 +235,16 @@ static void gelu(const onnx *k) {
 }
 
 static void softmax(const onnx *k) {
-    const int axis = (int) attribute(k, "axis", -1);
+    const int axis = (int)attribute(k, "axis", -1);
     tfm_tensor *x = input(k, "x");
-    expect(k, "y", strcmp(tfm_file_metadata(k->f, "op"), "Softmax") ? tfm_log_softmax(k->c, x, axis) : tfm_softmax(k->c, x, axis));
+    expect(k, "y",
+           strcmp(tfm_file_metadata(k->f, "op"), "Softmax") ? tfm_log_softmax(k->c, x, axis)
+                                                            : tfm_softmax(k->c, x, axis));
 }
 
 /* x sigmoid(alpha x) */
 static tfm_tensor *swished(const onnx *k, tfm_tensor *x) {
-    const float alpha = (float) attribute(k, "alpha", 1);
+    const float alpha = (float)attribute(k, "alpha", 1);
     return alpha == 1.0f ? tfm_silu(k->c, x) : tfm_mul(k->c, x, tfm_sigmoid(k->c, tfm_scale(k->c, x, alpha)));
 }
 
@@ -244,7 +255,10 @@ static void swiglu(const onnx *k) {
     expect(k, "y", tfm_mul(k->c, swished(k, input(k, "a")), input(k, "b")));
 }
 
-static const struct { const char *op; void (*run)(const onnx *k); } operators[] = {
+static const struct {
+    const char *op;
+    void (*run)(const onnx *k);
+} operators[] = {
     {"Attention", attention},
     {"LayerNormalization", normalization},
     {"RMSNormalization", normalization},
@@ -276,11 +290,11 @@ static int run_case(tfm_ctx *c, const char *path, const char *name) {
     return i < sizeof operators / sizeof operators[0];
 }
 
-/* ---- all files ------------------------------------------------------------------------------------------------------- */
+/* ---- all files -------------------------------------------------------------------------------------------------- */
 
 enum { MOST = 400 };
 
-static int compare_names(const void *a, const void *b) { return strcmp((const char *) a, (const char *) b); }
+static int compare_names(const void *a, const void *b) { return strcmp((const char *)a, (const char *)b); }
 
 /* The cases of a folder without ".safetensors", sorted. */
 static int cases_of(const char *folder, char names[MOST][128]) {
@@ -303,7 +317,7 @@ static int cases_of(const char *folder, char names[MOST][128]) {
 #endif
         const size_t length = strlen(entry);
         if (length <= 12 || strcmp(entry + length - 12, ".safetensors") || n == MOST) continue;
-        snprintf(names[n++], 128, "%.*s", (int) (length - 12), entry);
+        snprintf(names[n++], 128, "%.*s", (int)(length - 12), entry);
 #if defined(_WIN32)
     } while (!_findnext(search, &found));
     _findclose(search);
@@ -311,7 +325,7 @@ static int cases_of(const char *folder, char names[MOST][128]) {
     }
     closedir(d);
 #endif
-    qsort(names, (size_t) n, 128, compare_names);
+    qsort(names, (size_t)n, 128, compare_names);
     return n;
 }
 
@@ -321,7 +335,7 @@ Test(onnx, every_case_in_reach_holds_on_every_instruction_set) {
     int count, i;
     tfm_shared_path(folder, sizeof folder, "onnx");
     count = cases_of(folder, names);
-    if (!count) cr_skip_test("no %s: set TFM_SHARED", (const char *) folder);
+    if (!count) cr_skip_test("no %s: set TFM_SHARED", (const char *)folder);
     TEST_EACH_ISA(c, 2) {
         int run = 0, listed = 0;
         for (i = 0; i < count; i++) {
@@ -342,6 +356,6 @@ Test(onnx, the_list_of_what_is_not_offered_is_true) {
     tfm_shared_path(folder, sizeof folder, "onnx");
     for (i = 0; i < sizeof unsupported / sizeof unsupported[0]; i++) {
         snprintf(path, sizeof path, "%s/%s.safetensors", folder, unsupported[i].name);
-        if (!test_file_exists(path)) cr_skip_test("no %s: set TFM_SHARED", (const char *) path);
+        if (!test_file_exists(path)) cr_skip_test("no %s: set TFM_SHARED", (const char *)path);
     }
 }

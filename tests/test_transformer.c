@@ -578,6 +578,25 @@ Test(pool, follows_lengths) {
     }
 }
 
+Test(pool, halves_stay_halves_and_their_sums_do_not_overflow) {
+    static const int64_t counts[] = {15};
+    tfm_ctx *c = context_of(1);
+    const tfm_tensor *x = tfm_full(c, TFM_F16, TFM_SHAPE(1, 20, 2), 10000);
+    const tfm_tensor *n = tfm_from(c, TFM_I64, TFM_SHAPE(1), counts), *y;
+    const int64_t last[] = {0, 1};
+    int kind;
+    for (kind = TFM_POOL_MEAN; kind <= TFM_POOL_MAX; kind++) {
+        y = tfm_pool(c, x, kind % 2 ? NULL : n, kind);
+        cr_assert(y && y->dtype == TFM_F16 && tfm_get(y, last) == 10000);
+    }
+    y = tfm_pool(c, tfm_full(c, TFM_F16, TFM_SHAPE(1, 0, 2), 0), n, TFM_POOL_MEAN);
+    cr_assert(y == NULL); /* a length of 15 in 0 */
+    tfm_clear(c);
+    y = tfm_pool(c, tfm_full(c, TFM_F16, TFM_SHAPE(1, 0, 2), 0), NULL, TFM_POOL_MEAN);
+    cr_assert(y && y->dtype == TFM_F16 && tfm_get(y, last) == 0);
+    tfm_destroy(c);
+}
+
 Test(l2_normalize, gives_rows_of_length_one) {
     tfm_ctx *c = context_of(1);
     tfm_tensor *x = some(c, TFM_SHAPE(4, 9), 1), *y;
@@ -595,6 +614,19 @@ Test(l2_normalize, gives_rows_of_length_one) {
     }
     free(r);
     assert_refused(c, tfm_l2_normalize(c, tfm_full(c, TFM_F32, tfm_shape_of(0, NULL), 1)), TFM_INVALID);
+    tfm_destroy(c);
+}
+
+Test(l2_normalize, squares_of_halves_neither_overflow_nor_vanish) {
+    static const double scales[] = {4096, 1.0 / 4096, 0};
+    tfm_ctx *c = context_of(1);
+    int i;
+    for (i = 0; i < 3; i++) {
+        const tfm_tensor *y = tfm_l2_normalize(c, tfm_full(c, TFM_F16, TFM_SHAPE(2, 16), scales[i]));
+        const int64_t last[] = {1, 15};
+        cr_assert(y && y->dtype == TFM_F16);
+        cr_assert_float_eq(tfm_get(y, last), i < 2 ? 0.25 : 0, 1e-9);
+    }
     tfm_destroy(c);
 }
 
