@@ -103,7 +103,7 @@ test-mini: build/test-mini/$(PROGRAM)
 
 # ---- the long matrix --------------------------------------------------------------------------------------------------
 
-CHECKS := lines style symbols api warnings embed no stack install flags cpp asan tsan valgrind i386 aarch64 mingw examples bench
+CHECKS := lines style symbols api warnings embed no stack install flags cpp asan fuzz tsan valgrind i386 aarch64 mingw examples bench
 .PHONY: $(CHECKS:%=check-%)
 check: $(CHECKS:%=check-%)
 
@@ -172,6 +172,22 @@ $(eval $(call objects,asan-objects,$(ASAN) $(MINI)))
 $(eval $(call configuration,asan,asan-objects,$(ASAN),$(MINI)))
 check-asan: build/asan/$(PROGRAM)
 	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-asan $< '' $(FILTERS)
+
+# Every parser of foreign bytes: the drivers' own mutations, a fixed number of them, under the same sanitizers.
+FUZZERS := safetensors llama2c tokenizer cache
+build/fuzz/cache: tests/fuzz_cache.c tests/fuzz.h $(HEADER)
+	@mkdir -p $(@D)
+	@echo "  build $@"
+	$(Q)$(ASAN) -I. $< -o $@ -lm
+$(filter-out %/cache,$(FUZZERS:%=build/fuzz/%)): build/fuzz/%: tests/fuzz_%.c tests/fuzz.h build/asan/impl.o
+	@mkdir -p $(@D)
+	@echo "  build $@"
+	$(Q)$(ASAN) -I. $< build/asan/impl.o -o $@ -lm
+.PHONY: $(FUZZERS:%=check-fuzz-%)
+$(FUZZERS:%=check-fuzz-%): check-fuzz-%: build/fuzz/%
+	@TFM_FUZZ_RUNS=$${TFM_FUZZ_RUNS:-20000} $< >build/fuzz/$*.log 2>&1 || { tail -n 40 build/fuzz/$*.log; echo 'check-fuzz-$*: 0 passed, 1 failed, 0 skipped'; exit 1; }
+	@echo 'check-fuzz-$*: 1 passed, 0 failed, 0 skipped'
+check-fuzz: $(FUZZERS:%=check-fuzz-%)
 
 # Only what has threads in it: the rest would run serially under the sanitizer.
 TSAN := clang -O1 -g -fsanitize=thread

@@ -7592,7 +7592,8 @@ static tfm_tensor *tfm__wrap_checked(tfm_ctx *c, int op, int dtype, tfm_shape sh
     for (i = 0; strided && i < shape.ndim; ++i) {
         if (stride[i] < 0) return tfm__reject(&o, "stride %d is %lld, expected 0 or more", i, (long long)stride[i]);
         if (numel &&
-            (!tfm__mul(stride[i], shape.dim[i] - 1, &span) || !tfm__add(reach, span, &reach) || reach > INT64_MAX / 32)) {
+            (!tfm__mul(stride[i], shape.dim[i] - 1, &span) || !tfm__add(reach, span, &reach)
+             || reach > INT64_MAX / 32)) {
             return tfm__reject(&o, "stride %d is %lld: out of the address space", i, (long long)stride[i]);
         }
     }

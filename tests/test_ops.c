@@ -703,7 +703,7 @@ static int64_t run_everything(tfm_ctx *c, float *out, int64_t room) {
     return used;
 }
 
-Test(threads, any_number_gives_the_same_bits) {
+Test(threads_of_ops, any_number_gives_the_same_bits) {
     const int64_t room = 4000000;
     float *first = (float *)malloc((size_t)room * sizeof(float)), *now = (float *)malloc((size_t)room * sizeof(float));
     static const int counts[] = {1, 2, 3, 7};
@@ -826,9 +826,9 @@ static void make_everything(tfm_ctx *c, void *user) {
     tfm_tape_clear(c);
 }
 
-Test(memory, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_everything, NULL, NULL); }
+Test(ops_memory, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_everything, NULL, NULL); }
 
-Test(memory, ops_take_their_result_and_nothing_else) {
+Test(ops_memory, ops_take_their_result_and_nothing_else) {
     tfm_ctx *c = context(1);
     tfm_tensor *h = tfm_full(c, TFM_F16, TFM_SHAPE(512, 1024), 0.5), *t = tfm_transpose(c, h, 0, 1);
     const int64_t result = 512 * 1024 * 2;

@@ -241,7 +241,7 @@ CASE(tfm_shape3) { (void)tfm_shape3(N(f, 1), 2, 3); }
 CASE(tfm_shape4) { (void)tfm_shape4(N(f, 1), 2, 3, 4); }
 CASE(tfm_shape5) { (void)tfm_shape5(N(f, 1), 2, 3, 4, 5); }
 CASE(tfm_shape6) { (void)tfm_shape6(N(f, 1), 2, 3, 4, 5, 6); }
-CASE(tfm_shape_of) { int64_t d[2] = {2, 3}; (void)tfm_shape_of(I(f, 2) > 2 ? 7 : 2, (const int64_t *)P(f, d)); }
+CASE(tfm_shape_of) { int64_t d[TFM_MAX_DIMS] = {2, 3, 1, 1, 1, 1}; (void)tfm_shape_of(I(f, 2) > 2 ? 7 : 2, (const int64_t *)P(f, d)); }
 CASE(tfm_shape_like) { (void)tfm_shape_like(T(f, TFM_F32, 2, 2, 3)); }
 CASE(tfm_numel) { (void)tfm_numel(T(f, TFM_F32, 2, 2, 3)); }
 CASE(tfm_is_contiguous) { (void)tfm_is_contiguous(T(f, TFM_F32, 2, 2, 3)); }

@@ -608,4 +608,4 @@ static void make_everything(tfm_ctx *c, void *user) {
     tfm_contiguous(c, tfm_randn(c, TFM_SHAPE(1000, 1000)));
 }
 
-Test(memory, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_everything, NULL, NULL); }
+Test(tensors_memory, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_everything, NULL, NULL); }
