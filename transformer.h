@@ -1711,7 +1711,6 @@ TFM__INLINE uint16_t tfm__f32_to_bf16(float x) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u);
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-#endif /* chapter 1 */
 
 /* ==================================================================================================================
  *  2  MEMORY
@@ -1719,7 +1718,6 @@ TFM__INLINE uint16_t tfm__f32_to_bf16(float x) {
  *  The context: its sticky error, its memory (general blocks, the arena, tensor headers), its hooks, its random
  *  numbers. Chapter 6 makes and destroys it.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 #define TFM__ALIGN 64               /* of all memory: a cache line, an AVX-512 vector */
 #define TFM__MESSAGE_BYTES 512
@@ -2537,7 +2535,6 @@ TFM__UNUSED static float tfm__normal_at(uint64_t seed, uint64_t stream, uint64_t
     tfm__normal_block(seed, stream, index / 4, four);
     return four[index % 4];
 }
-#endif /* chapter 2 */
 
 /* ==================================================================================================================
  *  3  CPU
@@ -2545,7 +2542,6 @@ TFM__UNUSED static float tfm__normal_at(uint64_t seed, uint64_t stream, uint64_t
  *  What the machine can run. One function executes the instructions and system calls and writes down what they
  *  answered; a pure function makes features of the record, so that tests feed it machines that are not there.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* Instruction sets this build has kernels for, besides plain C. MSVC's own AVX-512 is refused until it is tested
  * (Highway calls it broken); gcc for 64-bit Windows does not align the stack for vectors of 32 bytes (gcc PR 54412):
@@ -2746,7 +2742,6 @@ TFM__UNUSED static void tfm__cpu_read(tfm__cpu_record *r) {
 #endif
 #endif
 }
-#endif /* chapter 3 */
 
 /* ==================================================================================================================
  *  4  KERNELS
@@ -2756,7 +2751,6 @@ TFM__UNUSED static void tfm__cpu_read(tfm__cpu_record *r) {
  *  them through one constant table per instruction set, struct tfm__kernels. All pointers are to plain arrays; a kernel
  *  never allocates, never fails, uses one thread.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 #define TFM__PANEL 16      /* outputs per panel, on every instruction set: packed weights and caches are portable */
 #define TFM__BLOCK_KEYS 128 /* keys per attention block; blocks start at multiples of it from position 0 */
@@ -5171,7 +5165,6 @@ TFM__UNUSED static int tfm__isa_choose(const char *name, uint32_t usable) {
     while (isa > 0 && !(usable >> isa & 1u)) isa--;
     return isa;
 }
-#endif /* chapter 5 */
 
 /* ==================================================================================================================
  *  6  THREADS
@@ -5179,7 +5172,6 @@ TFM__UNUSED static int tfm__isa_choose(const char *name, uint32_t usable) {
  *  How many threads, a small pool, and tfm__for, which every later chapter uses to spread its work. What is computed
  *  never depends on the number of threads: pieces are cut by the caller's grain alone.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 #define TFM__SCRATCH_BYTES (1 << 20)  /* per slot: tiles of K and V, scores and outputs of a row block, packs */
 #define TFM__MAX_THREADS 1024
@@ -5695,7 +5687,6 @@ TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, doubl
 #endif
     p->running = 0;
 }
-#endif /* chapter 6 */
 
 /* ==================================================================================================================
  *  7  TENSORS
@@ -5704,7 +5695,6 @@ TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, doubl
  *  elements, shapes, tensor headers, text: all of it below the ops, nothing is checked for its owner, recorded or
  *  profiled. The public functions that make or read tensors stand in chapter 8, where tfm__enter is.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- making and destroying ----------------------------------------------------------------------------------------- */
 
@@ -6092,9 +6082,6 @@ TFM_API const char *tfm_profile(tfm_ctx *c) {
     tfm__release(c);
     return t.s;
 }
-#endif /* the context */
-
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- dtypes -------------------------------------------------------------------------------------------------------- */
 
@@ -6602,7 +6589,6 @@ static void tfm__print_tensor(tfm__text *text, const tfm_tensor *t) {
     if (t->requires_grad) tfm__print_suffix(text, indent, &line, "requires_grad=True");
     tfm__text_bytes(text, ")", 1);
 }
-#endif /* chapter 7 */
 
 /* ==================================================================================================================
  *  8  OPS
@@ -6610,7 +6596,6 @@ static void tfm__print_tensor(tfm__text *text, const tfm_tensor *t) {
  *  Every public function on a context runs between tfm__enter and tfm__leave: inputs are looked at, the result is made,
  *  kernels run over it, the record line notes what the backward pass will need. An op is a row of the table below.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 struct tfm__node;
 typedef int (*tfm__backward_fn)(tfm_ctx *c, const struct tfm__node *node);
@@ -7609,12 +7594,10 @@ TFM_API tfm_tensor *tfm_wrap(tfm_ctx *c, int dtype, tfm_shape shape, void *data)
 TFM_API tfm_tensor *tfm_wrap_strided(tfm_ctx *c, int dtype, tfm_shape shape, const int64_t *stride, void *data) {
     return tfm__wrap_checked(c, TFM__OP_WRAP_STRIDED, dtype, shape, 1, stride, data);
 }
-#endif /* chapter 8, the op pattern */
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Views: new headers on old memory
  * ---------------------------------------------------------------------------------------------------------------- */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* The geometry of a view in the making. */
 typedef struct tfm__geometry {
@@ -8503,12 +8486,10 @@ TFM_API tfm_status tfm_print(tfm_ctx *c, FILE *file, const tfm_tensor *t) {
     return tfm__leave_status(&o);
 }
 #endif
-#endif /* chapter 8, views and copies */
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Elementwise
  * ---------------------------------------------------------------------------------------------------------------- */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* y = fn(a, b), element by element over broadcast operands. Tiles that are not f32 in a row go through the stack. */
 typedef struct tfm__map {
@@ -9716,7 +9697,6 @@ TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p) {
     }
     return tfm__leave(&o, y);
 }
-#endif /* chapter 8, elementwise and rows */
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Products
@@ -9725,7 +9705,6 @@ TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p) {
  *  into blocks, what is packed and who computes what never shows in the bits. Operands are read where they lie, with
  *  any strides; what the kernel cannot read in place is packed block by block into scratch.
  * ---------------------------------------------------------------------------------------------------------------- */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 typedef struct tfm__product {
     int64_t rows, cols, depth;
@@ -10226,7 +10205,6 @@ TFM_API tfm_tensor *tfm_embedding(tfm_ctx *c, const tfm_tensor *weight, const tf
     }
     return tfm__leave(&o, y);
 }
-#endif /* chapter 8, products */
 
 /* ==================================================================================================================
  *  9  MASKS, ATTENTION, CACHE
@@ -10236,7 +10214,6 @@ TFM_API tfm_tensor *tfm_embedding(tfm_ctx *c, const tfm_tensor *weight, const tf
  *  of queries) and one block of keys at a time: nothing of it attended, all of it, or some. tfm_mask_matrix asks the
  *  same functions.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- constructors -------------------------------------------------------------------------------------------------- */
 
@@ -10886,8 +10863,6 @@ TFM_API tfm_tensor *tfm_mask_matrix(tfm_ctx *c, const tfm_mask *mask, int64_t ba
     return tfm__leave(&o, y);
 }
 
-#endif /* TRANSFORMER_IMPLEMENTATION */
-
 /* -- attention -----------------------------------------------------------------------------------------------------
  *
  *  One path for prompts, chunks, decoding and caches. A row is one query of one head; the rows of a key/value head are
@@ -10897,7 +10872,6 @@ TFM_API tfm_tensor *tfm_mask_matrix(tfm_ctx *c, const tfm_mask *mask, int64_t ba
  *  formula. A row's bits therefore do not depend on the tile, band, batch or thread it is in; where bands are few,
  *  super-blocks go to several threads and merge in the same order.
  * ---------------------------------------------------------------------------------------------------------------- */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 #define TFM__ATTN_SIZE 65536               /* of a head */
 #define TFM__ATTN_TILES 8                  /* of a band at most: packing a block costs about a tenth of a tile's work */
@@ -11668,8 +11642,6 @@ TFM_API tfm_tensor *tfm_weighted_pool(tfm_ctx *c, const tfm_tensor *x, const tfm
     return tfm__weighted_leave(&o, mark, y, w, weights);
 }
 
-#endif /* TRANSFORMER_IMPLEMENTATION */
-
 /* -- key/value cache -----------------------------------------------------------------------------------------------
  *
  *  Keys lie as attention's tiles want them, panels [ceil(capacity / 16)][key_size][16], values row-major
@@ -11677,7 +11649,6 @@ TFM_API tfm_tensor *tfm_weighted_pool(tfm_ctx *c, const tfm_tensor *x, const tfm
  *  attention never lets them in, but the rest of a panel that an append begins is zeroed, so that nothing undefined is
  *  computed with.
  * ---------------------------------------------------------------------------------------------------------------- */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 struct tfm_cache {
     tfm_allocator allocator;
@@ -12381,14 +12352,11 @@ TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size) 
     return cache;
 }
 
-#endif /* TRANSFORMER_IMPLEMENTATION */
-
 /* -- heat maps -----------------------------------------------------------------------------------------------------
  *
  *  A matrix of weights as an SVG file or as text for a terminal. Labels are UTF-8 of any script: their width is counted
  *  in columns (wide characters two, combining marks none), control characters become their pictures, bad bytes U+FFFD.
  * ---------------------------------------------------------------------------------------------------------------- */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 #define TFM__HEAT_MOST 2048        /* rows or columns */
 #define TFM__HEAT_LABEL 24         /* columns of a label; longer ones end in an ellipsis */
@@ -12839,15 +12807,12 @@ TFM_API const char *tfm_heatmap_text(tfm_ctx *c, const tfm_tensor *weights, cons
     return tfm__heat_leave(&o, &t);
 }
 
-#endif /* TRANSFORMER_IMPLEMENTATION */
-
 /* ==================================================================================================================
  *  10  LAYERS
  *
  *  Parameters (a state_dict), positions, and the layers of PyTorch over them. A layer's forward gives back its scratch
  *  and keeps only its result as long as nothing is recorded: a stack peaks at the scratch of one layer.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- Parameters ---------------------------------------------------------------------------------------------------- */
 
@@ -13513,10 +13478,6 @@ static tfm_tensor *tfm__make(const tfm__maker *m, const char *prefix, const char
     return &q->tensor;
 }
 
-#endif /* chapter 10: parameters */
-
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
-
 /* -- Positions ----------------------------------------------------------------------------------------------------- */
 
 /* Which position each (b, l) stands at: start + l, starts[b] + l, or what positions says. Tables are made per place, so
@@ -13892,10 +13853,6 @@ TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_
     }
     return tfm__leave(&o, y);
 }
-
-#endif /* chapter 10: positions */
-
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- Scratch of a layer -------------------------------------------------------------------------------------------- */
 
@@ -14904,10 +14861,6 @@ TFM_API tfm_status tfm_decoder_memory(tfm_ctx *c, const tfm_decoder *stack, cons
     return tfm__end(c);
 }
 
-#endif /* chapter 10: layers */
-
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
-
 /* -- The whole Transformer ----------------------------------------------------------------------------------------- */
 
 /* A number of a config that may not be negative; 0 takes `otherwise`. */
@@ -15599,14 +15552,11 @@ TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *hea
     return y;
 }
 
-#endif /* chapter 10: the whole Transformer, heads */
-
 /* ==================================================================================================================
  *  12  GENERATION
  *
  *  Sessions (a model, the caches and positions of a batch), choosing the next id, generation of a batch, beam search.
  * ================================================================================================================ */
-#if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED)
 
 /* -- for this chapter and those below ------------------------------------------------------------------------------ */
 
@@ -18057,7 +18007,7 @@ static void tfm__sink_put(tfm__sink *s, const void *data, int64_t size) {
 #endif
 }
 
-static void tfm__sink_text(tfm__sink *s, const char *format, ...) TFM__PRINTF(2, 3);
+TFM__PRINTF(2, 3)
 static void tfm__sink_text(tfm__sink *s, const char *format, ...) {
     char text[64]; /* numbers and fixed words only */
     va_list list;

@@ -113,13 +113,14 @@ Test(files, hostile_files_behave_as_the_reference_says) {
     cr_assert_eq(sizeof table / sizeof table[0], 18u);
     for (i = 0; i < sizeof table / sizeof table[0]; i++) {
         char name[128], path[512];
-        tfm_ctx *c = context();
+        tfm_ctx *c;
         tfm_file *f;
         char *data;
         size_t size = 0;
         int from_memory;
         snprintf(name, sizeof name, "hostile-safetensors/%s.safetensors", table[i].name);
         test_need_shared(path, sizeof path, name);
+        c = context();
         data = test_read_file(path, &size);
         for (from_memory = 0; from_memory < 2; from_memory++) {
             f = from_memory ? tfm_file_open_memory(c, data, (int64_t)size) : tfm_file_open(c, path);

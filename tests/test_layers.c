@@ -79,8 +79,10 @@ static void check_pytorch(tfm_ctx *c, const char *name, int prepare) {
 }
 
 static void check_pytorch_all(const char *kind, const int *numbers, int count) {
-    char name[64];
+    char name[64], path[512];
     int i;
+    snprintf(name, sizeof name, "pytorch/%s_%03d.safetensors", kind, numbers[0]);
+    test_need_shared(path, sizeof path, name);
     TEST_EACH_ISA(c, 1)
         for (i = 0; i < count; i++) {
             snprintf(name, sizeof name, "%s_%03d", kind, numbers[i]);

@@ -420,10 +420,11 @@ Test(stories260k, ids_are_those_of_llama2c) {
         {"zzzQQQ", 8, {1, 410, 451, 451, 451, 473, 473, 473}},
     };
     char path[512];
-    tfm_ctx *c = context();
+    tfm_ctx *c;
     tfm_tokenizer *t;
     size_t i;
     test_need_shared(path, sizeof path, "stories260k/tok512.bin");
+    c = context();
     t = tfm_tokenizer_llama2c(c, path, 512);
     cr_assert_not_null(t, "%s", tfm_error(c));
     for (i = 0; i < sizeof table / sizeof table[0]; i++) {
