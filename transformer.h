@@ -18558,8 +18558,8 @@ static int tfm__token_order(const tfm_tokenizer *t, int64_t id, const char *a, i
     const char *s = tfm__token(t, id);
     const int64_t length = tfm__token_length(t, id), head = tfm__min64(length, a_length),
                   rest = tfm__min64(length - head, b_length);
-    int order = head ? memcmp(s, a, (size_t)head) : 0;
-    if (!order && rest) order = memcmp(s + head, b, (size_t)rest);
+    int order = head > 0 ? memcmp(s, a, (size_t)head) : 0;
+    if (!order && rest > 0) order = memcmp(s + head, b, (size_t)rest);
     if (order) return order;
     return length < a_length + b_length ? -1 : length > a_length + b_length;
 }

@@ -1,5 +1,5 @@
-/* What this machine can do at most, measured: FMA rate per instruction set and copy bandwidth, on any number of threads.
- * A benchmark states its result as a share of these, measured in the same run. */
+/* What this machine can do at most, measured: FMA rate per instruction set and copy bandwidth, on any number of
+ * threads. A benchmark states its result as a share of these, measured in the same run. */
 #ifndef BENCH_PEAK_H
 #define BENCH_PEAK_H
 
@@ -23,8 +23,8 @@ static double bench_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* One loop of N independent chains: latency x throughput differs between machines, so the best of 12, 16 and 24 is taken.
- * The empty asm keeps the accumulators in registers and the compiler from folding the loop. */
+/* One loop of N independent chains: latency x throughput differs between machines, so the best of 12, 16 and 24 is
+ * taken. The empty asm keeps the accumulators in registers and the compiler from folding the loop. */
 #define PEAK_R12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define PEAK_R16(X) PEAK_R12(X) X(12) X(13) X(14) X(15)
 #define PEAK_R24(X) PEAK_R16(X) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
@@ -87,7 +87,12 @@ static const peak_row peak_rows[] = {
     {"neon", 4, 12, peak_128_12}, {"scalar", 4, 12, peak_128_12},
 };
 
-typedef struct peak_job { const peak_row *row; double seconds, flops, bytes; float *from, *to; size_t floats; } peak_job;
+typedef struct peak_job {
+    const peak_row *row;
+    double seconds, flops, bytes;
+    float *from, *to;
+    size_t floats;
+} peak_job;
 
 static void *peak_fma_thread(void *arg) {
     peak_job *j = (peak_job *)arg;

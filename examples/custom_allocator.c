@@ -1,6 +1,5 @@
-/* All memory from your own allocator: here a fixed arena in the program, with a hard cap, as firmware or a plugin would do it.
- *
- *   cc -O2 -I. examples/custom_allocator.c -o custom_allocator -lm && ./custom_allocator */
+/* All memory from your own allocator: here a fixed arena in the program, with a hard cap, as firmware or a plugin
+ * would do it.  cc -O2 -I. examples/custom_allocator.c -o custom_allocator -lm && ./custom_allocator */
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 #include <string.h>
@@ -41,7 +40,7 @@ int main(void) {
     if (!y) { fprintf(stderr, "%s\n", tfm_error(c)); tfm_destroy(c); return 1; }
     printf("attention over (1, 4, 256, 32): the arena peaked at %zu bytes\n", arena.peak);
 
-    x = tfm_randn(c, TFM_SHAPE(1, 4, 1 << 20, 32));               /* 512 MiB: more than the cap, a clear error and no abort */
+    x = tfm_randn(c, TFM_SHAPE(1, 4, 1 << 20, 32)); /* 512 MiB: more than the cap, a clear error and no abort */
     printf("asking for more than the cap: %s\n", x ? "granted" : tfm_error(c));
     tfm_clear(c);
     tfm_destroy(c);

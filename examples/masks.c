@@ -26,12 +26,16 @@ static int draw(tfm_ctx *c, const char *title, const tfm_mask *mask) {
     return 0;
 }
 
-static tfm_tensor *ids(tfm_ctx *c, int64_t n, const int64_t *values) { return tfm_from(c, TFM_I64, TFM_SHAPE(1, n), values); }
+static tfm_tensor *ids(tfm_ctx *c, int64_t n, const int64_t *values) {
+    return tfm_from(c, TFM_I64, TFM_SHAPE(1, n), values);
+}
 
 int main(void) {
-    static const int64_t query_segments[QUERIES] = {0, 0, 0, 1, 1, 1}, key_segments[KEYS] = {0, 0, 0, 1, 1, 1, 2, 2}, five[1] = {5};
+    static const int64_t query_segments[QUERIES] = {0, 0, 0, 1, 1, 1}, key_segments[KEYS] = {0, 0, 0, 1, 1, 1, 2, 2},
+                         five[1] = {5};
     tfm_ctx *c = tfm_create(NULL);
-    tfm_tensor *checker = tfm_empty(c, TFM_BOOL, TFM_SHAPE(QUERIES, KEYS)), *length = tfm_from(c, TFM_I64, TFM_SHAPE(1), five), *bias;
+    tfm_tensor *checker = tfm_empty(c, TFM_BOOL, TFM_SHAPE(QUERIES, KEYS)),
+               *length = tfm_from(c, TFM_I64, TFM_SHAPE(1), five), *bias;
     tfm_mask m[13];
     int bad = 0;
     memset(m, 0, sizeof m);

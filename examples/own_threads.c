@@ -40,7 +40,8 @@ int main(void) {
         if (!y[i]) { fprintf(stderr, "%s\n", tfm_error(c[i])); return 1; }
     }
     equal = !memcmp(y[0]->data, y[1]->data, (size_t)tfm_numel(y[0]) * sizeof(float));
-    printf("%d jobs ran on our %d threads; results are %s\n", jobs, THREADS, equal ? "bit for bit those of the pool" : "DIFFERENT");
+    printf("%d jobs ran on our %d threads; results are %s\n", jobs, THREADS,
+           equal ? "bit for bit those of the pool" : "DIFFERENT");
     tfm_destroy(c[0]);
     tfm_destroy(c[1]);
     return !equal || jobs == 0;

@@ -27,11 +27,10 @@ static void step(int number, const char *title) {
     puts("");
 }
 
-static void numbers(const char *name, const tfm_tensor *t, int64_t row,
-                    int64_t count) { /* the first numbers of a row of (1, L, d) */
+static void numbers(const char *name, const tfm_tensor *t, int64_t row) { /* the first six of a row of (1, L, d) */
     int64_t at[3] = {0, row, 0};
     printf("   %-22s", name);
-    for (at[2] = 0; at[2] < count; at[2]++) printf("%7.2f", tfm_get(t, at));
+    for (at[2] = 0; at[2] < 6; at[2]++) printf("%7.2f", tfm_get(t, at));
     puts(" ...");
 }
 
@@ -94,12 +93,12 @@ int main(void) {
     if (!positions) goto failed;
     printf("   the table has a row for each of the %lld words: %s; looked up: %s\n",
            (long long)model.source_embedding.weight->shape[0], shape(model.source_embedding.weight), shape(x));
-    numbers("\"the\" (place 0)", x, 0, 6);
-    numbers("\"the\" (place 4)", x, 4, 6);
+    numbers("\"the\" (place 0)", x, 0);
+    numbers("\"the\" (place 4)", x, 4);
     x = tfm_add(c, x, positions);
     puts("   equal so far; sines and cosines of the place tell them apart:");
-    numbers("\"the\" + place 0", x, 0, 6);
-    numbers("\"the\" + place 4", x, 4, 6);
+    numbers("\"the\" + place 0", x, 0);
+    numbers("\"the\" + place 4", x, 4);
 
     step(3, "Each token looks at the others (attention)");
     puts("   softmax(Q K^T / sqrt(d)) V: how alike is my query to each key? That much of its value I take.");
@@ -138,7 +137,7 @@ int main(void) {
     if (!memory) goto failed;
     printf("   %lld layers, each: attention, add, norm, feed-forward, add, norm. %s -> %s\n",
            (long long)model.encoder.count, shape(ids), shape(memory));
-    numbers("\"cat\" in context", memory, 1, 6);
+    numbers("\"cat\" in context", memory, 1);
 
     step(7, "Another stack writes an answer, word by word (decoder)");
     target = tfm_from(c, TFM_I64, TFM_SHAPE(1, 3), start);

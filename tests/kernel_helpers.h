@@ -1,5 +1,5 @@
-/* What the tests of single kernels share. The file that includes it holds a private copy of the library and has included
- * transformer.h before; so what follows does not reach the kernels. */
+/* What the tests of single kernels share. The file that includes it holds a private copy of the library and has
+ * included transformer.h before; so what follows does not reach the kernels. */
 #ifndef KERNEL_HELPERS_H
 #define KERNEL_HELPERS_H
 
@@ -18,7 +18,7 @@
         if (!(condition)) cr_assert_fail(__VA_ARGS__); \
     } while (0)
 
-/* ---- budgets ------------------------------------------------------------------------------------------------------- */
+/* -- budgets ------------------------------------------------------------------------------------------------------- */
 
 /* How far from the exact result a kernel may be. */
 enum {
@@ -55,7 +55,7 @@ static const struct { double most; const char *of; } budget[BUDGET_COUNT] = {
     {3e-6, "absolute, per unit of sum: attention output; relative: sum of weights"}
 };
 
-/* ---- the kernels under test ---------------------------------------------------------------------------------------- */
+/* -- the kernels under test ---------------------------------------------------------------------------------------- */
 
 /* Linking with -Ofast makes a program start with subnormals off. */
 TEST_UNUSED void plain_arithmetic(void) {
@@ -66,8 +66,8 @@ TEST_UNUSED void plain_arithmetic(void) {
 #endif
 }
 
-/* The table of an instruction set that this machine can run; the one TFM_ISA names where it is set: `make test` runs the
- * program once for each. */
+/* The table of an instruction set that this machine can run; the one TFM_ISA names where it is set: `make test` runs
+ * the program once for each. */
 TEST_UNUSED const tfm__kernels *table_under_test(int isa) {
     const char *only = getenv("TFM_ISA");
     if (!(tfm__isa_usable() >> isa & 1u)) return NULL;
@@ -90,10 +90,11 @@ TEST_UNUSED int row_sizes(const tfm__kernels *k, int *sizes) {
 }
 enum { MOST_SIZES = 3 * 16 + 4 };
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
 /* room(i, n): n bytes whose last one touches a page that cannot be accessed, behind ROOM_FRONT bytes that only
- * assert_fronts_untouched may look at; until the next room(i, ...). Where vectors are longer than n, they crash or show. */
+ * assert_fronts_untouched may look at; until the next room(i, ...). Where vectors are longer than n, they crash or
+ * show. */
 enum { ROOMS = 24, ROOM_FRONT = 64 };
 static struct { test_guarded memory; size_t size; unsigned char *front; } rooms[ROOMS];
 
@@ -117,9 +118,11 @@ TEST_UNUSED void assert_fronts_untouched(const char *what) {
             CHECK(rooms[i].front[j] == 0xA5, "%s: written %d bytes before buffer %d", what, ROOM_FRONT - j, i);
 }
 
-TEST_UNUSED int same(const void *a, const void *b, int64_t bytes) { return bytes == 0 || memcmp(a, b, (size_t)bytes) == 0; }
+TEST_UNUSED int same(const void *a, const void *b, int64_t bytes) {
+    return bytes == 0 || memcmp(a, b, (size_t)bytes) == 0;
+}
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------- */
+/* -- numbers ------------------------------------------------------------------------------------------------------- */
 
 static uint64_t seed_ = 1;
 TEST_UNUSED uint32_t random_bits(void) {
@@ -154,13 +157,14 @@ TEST_UNUSED float rounded(double x) {
 /* test_ulps, but the largest float and infinity are neighbours. */
 TEST_UNUSED double ulps(float y, double exact) {
     if (isinf(y) && fabs(exact) <= (double)FLT_MAX && fabs(exact) > (double)FLT_MAX * (1 - 2e-7)) return 1;
-    if (fabs(y) == (double)FLT_MAX && fabs(exact) > (double)FLT_MAX && fabs(exact) < (double)FLT_MAX * (1 + 2e-7)) return 1;
+    if (fabs(y) == (double)FLT_MAX && fabs(exact) > (double)FLT_MAX && fabs(exact) < (double)FLT_MAX * (1 + 2e-7))
+        return 1;
     return test_ulps(y, exact);
 }
 
 TEST_UNUSED double at_least_one(double x) { return fabs(x) > 1 ? fabs(x) : 1; }
 
-/* ---- narrow floats, by their definition ---------------------------------------------------------------------------- */
+/* -- narrow floats, by their definition ---------------------------------------------------------------------------- */
 
 /* f16: 10 bits of fraction, least exponent -14; bf16: 7 and -126. Both encode infinity above 15 and 127. */
 TEST_UNUSED double half_value(int dtype, uint16_t h) {
@@ -175,7 +179,8 @@ TEST_UNUSED double half_value(int dtype, uint16_t h) {
 /* To nearest, ties to even. */
 TEST_UNUSED uint16_t half_nearest(int dtype, float x) {
     const int fraction = dtype == TFM_F16 ? 10 : 7, least = dtype == TFM_F16 ? -14 : -126;
-    const uint16_t infinity = (uint16_t)(dtype == TFM_F16 ? 0x7c00 : 0x7f80), sign = (uint16_t)(signbit(x) ? 0x8000 : 0);
+    const uint16_t infinity = (uint16_t)(dtype == TFM_F16 ? 0x7c00 : 0x7f80),
+                   sign = (uint16_t)(signbit(x) ? 0x8000 : 0);
     int exponent;
     double units, whole;
     if (x == 0) return sign;

@@ -28,7 +28,8 @@ TEST_UNUSED tfm_tensor *some_ids(tfm_ctx *c, int64_t batch, int64_t length, int6
     tfm_tensor *t = tfm_empty(c, TFM_I64, TFM_SHAPE(batch, length));
     int64_t i;
     assert_made(c, t);
-    for (i = 0; i < batch * length; i++) ((int64_t *)t->data)[i] = (int64_t)((test_random(&seed) + 1.0f) * 0.5f * (float)vocab) % vocab;
+    for (i = 0; i < batch * length; i++)
+        ((int64_t *)t->data)[i] = (int64_t)((test_random(&seed) + 1.0f) * 0.5f * (float)vocab) % vocab;
     return t;
 }
 
@@ -94,8 +95,8 @@ TEST_UNUSED tfm_file *golden(tfm_ctx *c, const char *name) {
 #endif
 
 /* All elements of both, where `valid` (bool, leading dims of t) says so, or everywhere when it is NULL. */
-TEST_UNUSED int rows_close(tfm_ctx *c, const tfm_tensor *t, const tfm_tensor *expected, const tfm_tensor *valid, double rtol, double atol,
-                           char *text, size_t size) {
+TEST_UNUSED int rows_close(tfm_ctx *c, const tfm_tensor *t, const tfm_tensor *expected, const tfm_tensor *valid,
+                           double rtol, double atol, char *text, size_t size) {
     int64_t i, n, width;
     float *a, *e, *v;
     int ok;
@@ -133,8 +134,9 @@ TEST_UNUSED int rows_close(tfm_ctx *c, const tfm_tensor *t, const tfm_tensor *ex
         free(b_);                                                                       \
     } while (0)
 
-/* Runs body with memory running out at allocation 0, then 1, 2, ...: an error and no leak each time. (The arena asks for less when
- * it cannot have much, so one failing allocation alone may go unnoticed.) Returns how many allocations there are. */
+/* Runs body with memory running out at allocation 0, then 1, 2, ...: an error and no leak each time. (The arena asks
+ * for less when it cannot have much, so one failing allocation alone may go unnoticed.) Returns how many allocations
+ * there are. */
 TEST_UNUSED int64_t each_end_of_memory(void (*body)(tfm_ctx *c)) {
     int64_t n;
     for (n = 0;; n++) {
@@ -148,7 +150,9 @@ TEST_UNUSED int64_t each_end_of_memory(void (*body)(tfm_ctx *c)) {
         m.fail_on = 1;
         c = tfm_create(&o);
         if (c && tfm_status_of(c) == TFM_OK) body(c);
-        if (c) cr_assert(tfm_status_of(c) == (m.failed ? TFM_OOM : TFM_OK), "allocation %lld: %s", (long long)n, tfm_error(c));
+        if (c)
+            cr_assert(tfm_status_of(c) == (m.failed ? TFM_OOM : TFM_OK), "allocation %lld: %s", (long long)n,
+                      tfm_error(c));
         tfm_destroy(c);
         assert_no_leak(&m);
         if (!m.failed) return n;

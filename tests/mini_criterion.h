@@ -1,12 +1,8 @@
-/* A stand-in for Criterion with the same spelling, in one process: no fork, no pipe, no library. It serves where Criterion
- * cannot run: under qemu and valgrind, with sanitizers, on Windows. An assertion must be made by the thread that runs the test.
- *
- *     tests                     all tests
- *     tests attention masks     two suites
- *     tests 'attention/row_*'   tests by pattern (* stands for anything)
- *     tests --list              the names, one a line
- *     tests --verbose           each name before it runs
- */
+/* A stand-in for Criterion with the same spelling, in one process: no fork, no pipe, no library. It serves where
+ * Criterion cannot run: under qemu and valgrind, with sanitizers, on Windows. An assertion must be made by the
+ * thread that runs the test.  tests                     all tests tests attention masks     two suites tests
+ * 'attention/row_*'   tests by pattern (* stands for anything) tests --list              the names, one a line tests
+ * --verbose           each name before it runs */
 #ifndef MINI_CRITERION_H
 #define MINI_CRITERION_H
 
@@ -65,7 +61,8 @@ void mini_skip(const char *format, ...);
 #define cr_skip_test(...) mini_skip("" __VA_ARGS__)
 
 /* Every list ends with an empty format, so that the message may be left out without an empty variadic argument. */
-#define MINI_CHECK_(fatal, text, holds, ...) ((holds) ? (void) 0 : mini_fail(__FILE__, __LINE__, fatal, text, __VA_ARGS__))
+#define MINI_CHECK_(fatal, text, holds, ...) \
+    ((holds) ? (void)0 : mini_fail(__FILE__, __LINE__, fatal, text, __VA_ARGS__))
 #define MINI_TRUE_(fatal, c, ...) MINI_CHECK_(fatal, #c, c, __VA_ARGS__)
 #define MINI_FALSE_(fatal, c, ...) MINI_CHECK_(fatal, "!(" #c ")", !(c), __VA_ARGS__)
 #define MINI_NULL_(fatal, p, ...) MINI_CHECK_(fatal, #p " == NULL", (p) == NULL, __VA_ARGS__)

@@ -107,8 +107,8 @@ TEST_UNUSED void assert_elements(tfm_ctx *c, const tfm_tensor *t, int64_t count,
     assert_made(c, t);
     cr_assert(tfm_numel(t) == count, "%lld elements, expected %lld", (long long)tfm_numel(t), (long long)count);
     for (i = 0; i < count; i++)
-        cr_assert(near(element(t, i), values[i], 0), "element %lld is %.17g, expected %.17g", (long long)i, element(t, i),
-                  values[i]);
+        cr_assert(near(element(t, i), values[i], 0), "element %lld is %.17g, expected %.17g", (long long)i,
+                  element(t, i), values[i]);
 }
 
 /* Equal shape, dtype and bits, whatever the strides. */

@@ -1,7 +1,6 @@
-/* What every test includes: the header's declarations, Criterion (or its stand-in), and a few helpers.
- *
- * A test that needs private functions defines TFM_STATIC and TRANSFORMER_IMPLEMENTATION before it includes this file and
- * gets a library of its own; all others share the one in impl.c. */
+/* What every test includes: the header's declarations, Criterion (or its stand-in), and a few helpers.  A test that
+ * needs private functions defines TFM_STATIC and TRANSFORMER_IMPLEMENTATION before it includes this file and gets a
+ * library of its own; all others share the one in impl.c. */
 #ifndef TFM_TEST_H
 #define TFM_TEST_H
 
@@ -21,7 +20,14 @@
 #endif
 
 #if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
 #include <windows.h>
+#undef IN /* words that a test may want */
+#undef OUT
+#undef near
+#undef far
+#undef small
+#undef interface
 #else
 #include <sys/mman.h>
 #include <unistd.h>
@@ -32,7 +38,7 @@
 
 #define TEST_UNUSED static __attribute__((unused))
 
-/* ---- places -------------------------------------------------------------------------------------------------------- */
+/* -- places -------------------------------------------------------------------------------------------------------- */
 
 TEST_UNUSED const char *test_env(const char *name, const char *otherwise) {
     const char *value = getenv(name);
@@ -45,8 +51,8 @@ TEST_UNUSED int test_file_exists(const char *path) {
     return f != NULL;
 }
 
-/* Third-party test data, which the repository does not hold: $TFM_SHARED/data/NAME, TFM_SHARED being ../shared if unset.
- * Returns 1 when the file can be read. */
+/* Third-party test data, which the repository does not hold: $TFM_SHARED/data/NAME, TFM_SHARED being ../shared if
+ * unset. Returns 1 when the file can be read. */
 TEST_UNUSED int tfm_shared_path(char *out, size_t size, const char *name) {
     snprintf(out, size, "%s/data/%s", test_env("TFM_SHARED", "../shared"), name);
     return test_file_exists(out);
@@ -58,8 +64,8 @@ TEST_UNUSED int tfm_shared_path(char *out, size_t size, const char *name) {
         if (!tfm_shared_path(out, size, name)) cr_skip_test("no %s: set TFM_SHARED", (const char *)(out)); \
     } while (0)
 
-/* Our own expected results: $TFM_GOLDEN/NAME, TFM_GOLDEN being tests/golden if unset. They are part of the repository, so a
- * missing one is a failure. */
+/* Our own expected results: $TFM_GOLDEN/NAME, TFM_GOLDEN being tests/golden if unset. They are part of the
+ * repository, so a missing one is a failure. */
 TEST_UNUSED int tfm_golden_path(char *out, size_t size, const char *name) {
     snprintf(out, size, "%s/%s", test_env("TFM_GOLDEN", "tests/golden"), name);
     return test_file_exists(out);
@@ -97,8 +103,10 @@ TEST_UNUSED char *test_read_file(const char *path, size_t *size) {
 
 /* 1 under an emulator or valgrind: take the small sizes. */
 TEST_UNUSED int test_quick(void) { return test_env("TFM_QUICK", "0")[0] == '1'; }
+/* 1 under an emulator of another processor, which knows signals and threads, but not fork() beside threads. */
+TEST_UNUSED int test_emulated(void) { return test_env("TFM_EMULATED", "0")[0] == '1'; }
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------- */
+/* -- numbers ------------------------------------------------------------------------------------------------------- */
 
 /* Uniform in [-1, 1). SplitMix64, so that tests do not depend on the generator they test. */
 TEST_UNUSED float test_random(uint64_t *state) {
@@ -114,7 +122,8 @@ TEST_UNUSED void test_fill(float *x, int64_t n, uint64_t seed) {
     for (i = 0; i < n; i++) x[i] = test_random(&seed);
 }
 
-/* How many units in the last place of a float lie between a result and the exact value. Equal infinities and two NaNs: 0. */
+/* How many units in the last place of a float lie between a result and the exact value. Equal infinities and two
+ * NaNs: 0. */
 TEST_UNUSED double test_ulps(float result, double exact) {
     int exponent;
     if (isnan(exact) || isnan(result)) return isnan(exact) && isnan(result) ? 0 : HUGE_VAL;
@@ -125,8 +134,9 @@ TEST_UNUSED double test_ulps(float result, double exact) {
     return fabs((double)result - exact) / ldexp(1.0, exponent - 24);
 }
 
-/* 1 when |actual - expected| <= atol + rtol |expected| everywhere; NaN is close to NaN, an infinity to itself. Otherwise
- * `text` names the worst element. `expected` is read through a function so that floats and doubles share this. */
+/* 1 when |actual - expected| <= atol + rtol |expected| everywhere; NaN is close to NaN, an infinity to itself.
+ * Otherwise `text` names the worst element. `expected` is read through a function so that floats and doubles share
+ * this. */
 TEST_UNUSED int test_worst(const float *actual, const void *expected, int is_double, int64_t n, double rtol,
                            double atol, char *text, size_t size) {
     int64_t i, worst = -1, bad = 0;
@@ -173,7 +183,7 @@ TEST_UNUSED int64_t test_first_difference(const void *a, const void *b, int64_t 
         cr_assert(at_ < 0, "%s and %s: byte %lld of %lld differs", #a, #b, (long long)at_, (long long)(bytes)); \
     } while (0)
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------- */
+/* -- tensors ------------------------------------------------------------------------------------------------------- */
 
 /* The elements of a tensor as floats, row-major, to be freed; NULL when t is NULL or cannot be read. */
 TEST_UNUSED float *test_floats(tfm_ctx *c, const tfm_tensor *t) {
@@ -257,7 +267,7 @@ TEST_UNUSED int test_tensor_worst(tfm_ctx *c, const tfm_tensor *t, const tfm_ten
         tfm_clear(c); \
     } while (0)
 
-/* ---- instruction sets ---------------------------------------------------------------------------------------------- */
+/* -- instruction sets ---------------------------------------------------------------------------------------------- */
 
 enum { TEST_ISAS = 4 };
 
@@ -293,10 +303,10 @@ TEST_UNUSED tfm_ctx *test_isa_context(int i, int threads) {
         for (tfm_ctx *c = test_isa_context(test_isa_, threads), *test_ctx_ = c; test_ctx_; \
              test_ctx_ = (tfm_destroy(test_ctx_), (tfm_ctx *)NULL))
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
-/* An allocator that counts, can fail, fills new memory with garbage, aligns to 16 bytes and no better, and looks for writes
- * past the end when a block is freed. */
+/* An allocator that counts, can fail, fills new memory with garbage, aligns to 16 bytes and no better, and looks for
+ * writes past the end when a block is freed. */
 typedef struct test_memory {
     int64_t calls;   /* of alloc */
     int64_t blocks;  /* alive */
@@ -381,11 +391,11 @@ TEST_UNUSED test_memory test_memory_new(void) {
                   (long long)(m)->damaged); \
     } while (0)
 
-/* Runs `body` with allocation 0 failing, then 1, 2, ... until a run needs no more; each time once with only that one failing, which
- * the library may get over (a smaller chunk will do), and once with all later ones failing too, which it may not. What must hold:
- * no crash, no leak, no failure but a sticky "out of memory", and a context that works again after tfm_clear.
- * `body` gets a context with the allocator, does its work without assertions about success, and destroys what it made (but
- * not the context). Returns how many allocations the body makes. */
+/* Runs `body` with allocation 0 failing, then 1, 2, ... until a run needs no more; each time once with only that one
+ * failing, which the library may get over (a smaller chunk will do), and once with all later ones failing too, which
+ * it may not. What must hold: no crash, no leak, no failure but a sticky "out of memory", and a context that works
+ * again after tfm_clear. `body` gets a context with the allocator, does its work without assertions about success,
+ * and destroys what it made (but not the context). Returns how many allocations the body makes. */
 TEST_UNUSED int64_t test_each_allocation_failing(void (*body)(tfm_ctx *c, void *user), void *user,
                                                  const tfm_options *base) {
     static const int64_t origin[TFM_MAX_DIMS] = {0};
@@ -414,7 +424,8 @@ TEST_UNUSED int64_t test_each_allocation_failing(void (*body)(tfm_ctx *c, void *
             const tfm_tensor *x;
             cr_assert(status == TFM_OOM || (status == TFM_OK && !forever), "allocation %lld%s failed: %s (%s)",
                       (long long)(n / 2), forever ? " and all after it" : "", tfm_status_name(status), tfm_error(c));
-            cr_assert(status == TFM_OK || tfm_error(c)[0] != 0, "allocation %lld failed without a text", (long long)(n / 2));
+            cr_assert(status == TFM_OK || tfm_error(c)[0] != 0, "allocation %lld failed without a text",
+                      (long long)(n / 2));
             tfm_clear(c);
             x = tfm_full(c, TFM_F32, tfm_shape1(3), 2.5);
             cr_assert(x != NULL && tfm_get(x, origin) == 2.5, "not usable after allocation %lld failed: %s",
@@ -428,7 +439,8 @@ TEST_UNUSED int64_t test_each_allocation_failing(void (*body)(tfm_ctx *c, void *
     return n;
 }
 
-/* `bytes` bytes whose end (and, for whole pages, begin) touches a page that cannot be read: an access past them crashes. */
+/* `bytes` bytes whose end (and, for whole pages, begin) touches a page that cannot be read: an access past them
+ * crashes. */
 typedef struct test_guarded {
     void *data;
     unsigned char *base;

@@ -1,5 +1,5 @@
-/* The attention kernels of chapter 4 on every instruction set this machine has: one tile of queries against one block of
- * keys, and the merging of blocks. Budgets in kernel_helpers.h. */
+/* The attention kernels of chapter 4 on every instruction set this machine has: one tile of queries against one
+ * block of keys, and the merging of blocks. Budgets in kernel_helpers.h. */
 #define TFM_STATIC
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
@@ -8,7 +8,7 @@
 
 enum { PANEL = 16, BLOCK = 128, ROWS = 48 }; /* of chapter 4 */
 
-/* ---- one tile ------------------------------------------------------------------------------------------------------ */
+/* -- one tile ------------------------------------------------------------------------------------------------------ */
 
 /* A tile in guarded memory, with `gap` elements between rows, keys and panels that nothing may use, and its mask. */
 typedef struct tile {
@@ -19,17 +19,21 @@ typedef struct tile {
 
 enum { Q, K, V, SCORES, OUT, MAX, SUM, MASK, BUFFERS }; /* the rooms of a tile; a second one has the next BUFFERS */
 
-static int64_t key_at(const tile *a, int64_t key, int64_t i) { return key / PANEL * a->t.k_panel + i * PANEL + key % PANEL; }
+static int64_t key_at(const tile *a, int64_t key, int64_t i) {
+    return key / PANEL * a->t.k_panel + i * PANEL + key % PANEL;
+}
 
 /* Memory of a tile of this shape; scores and outputs filled with NaN. */
-static tile tile_memory(int first, int64_t rows, int64_t keys, int64_t key_size, int64_t value_size, int k_dtype, int v_dtype, int gap) {
+static tile tile_memory(int first, int64_t rows, int64_t keys, int64_t key_size, int64_t value_size, int k_dtype,
+                        int v_dtype, int gap) {
     const int64_t panels = (keys + PANEL - 1) / PANEL;
     tile a;
     memset(&a, 0, sizeof a);
     a.gap = gap;
     a.t.rows = rows, a.t.keys = keys, a.t.key_size = key_size, a.t.value_size = value_size;
     a.t.k_dtype = k_dtype, a.t.v_dtype = v_dtype;
-    a.t.q_row = key_size + gap, a.t.k_panel = PANEL * key_size + gap, a.t.v_row = value_size + gap, a.t.out_row = value_size + gap;
+    a.t.q_row = key_size + gap, a.t.k_panel = PANEL * key_size + gap, a.t.v_row = value_size + gap,
+    a.t.out_row = value_size + gap;
     a.t.q = floats(first + Q, rows ? (rows - 1) * a.t.q_row + key_size : 0);
     a.t.k = room(first + K, panels ? ((panels - 1) * a.t.k_panel + PANEL * key_size) * float_size(k_dtype) : 0);
     a.t.v = room(first + V, keys ? ((keys - 1) * a.t.v_row + value_size) * float_size(v_dtype) : 0);
@@ -44,25 +48,32 @@ static tile tile_memory(int first, int64_t rows, int64_t keys, int64_t key_size,
     return a;
 }
 
-static void set_key(tile *a, int64_t key, int64_t i, float x) { set_element((void *)(uintptr_t)a->t.k, a->t.k_dtype, key_at(a, key, i), x); }
+static void set_key(tile *a, int64_t key, int64_t i, float x) {
+    set_element((void *)(uintptr_t)a->t.k, a->t.k_dtype, key_at(a, key, i), x);
+}
 static void set_value(tile *a, int64_t key, int64_t i, float x) {
     set_element((void *)(uintptr_t)a->t.v, a->t.v_dtype, key * a->t.v_row + i, x);
 }
 
-/* Normal deviates, the last panel's columns past `keys` too (a cache may hold anything finite there); NaN in the gaps. */
-static tile make_tile(int64_t rows, int64_t keys, int64_t key_size, int64_t value_size, int k_dtype, int v_dtype, int gap) {
+/* Normal deviates, the last panel's columns past `keys` too (a cache may hold anything finite there); NaN in the
+ * gaps. */
+static tile make_tile(int64_t rows, int64_t keys, int64_t key_size, int64_t value_size, int k_dtype, int v_dtype,
+                      int gap) {
     tile a = tile_memory(0, rows, keys, key_size, value_size, k_dtype, v_dtype, gap);
     const int64_t whole = (keys + PANEL - 1) / PANEL * PANEL;
     int64_t i, j;
     for (i = 0; i < rows; i++)
         for (j = 0; j < key_size + gap && (i < rows - 1 || j < key_size); j++)
-            ((float *)(uintptr_t)a.t.q)[i * a.t.q_row + j] = j < key_size ? normal() / (float)sqrt((double)key_size) : (float)NAN;
+            ((float *)(uintptr_t)a.t.q)[i * a.t.q_row + j] =
+                j < key_size ? normal() / (float)sqrt((double)key_size) : (float)NAN;
     for (j = 0; j < whole; j++)
         for (i = 0; i < key_size; i++) set_key(&a, j, i, normal());
     for (j = 0; j + PANEL < whole; j += PANEL)
-        for (i = 0; i < gap; i++) set_element((void *)(uintptr_t)a.t.k, k_dtype, j / PANEL * a.t.k_panel + PANEL * key_size + i, (float)NAN);
+        for (i = 0; i < gap; i++)
+            set_element((void *)(uintptr_t)a.t.k, k_dtype, j / PANEL * a.t.k_panel + PANEL * key_size + i, (float)NAN);
     for (j = 0; j < keys; j++)
-        for (i = 0; i < value_size + gap && (j < keys - 1 || i < value_size); i++) set_value(&a, j, i, i < value_size ? normal() : (float)NAN);
+        for (i = 0; i < value_size + gap && (j < keys - 1 || i < value_size); i++)
+            set_value(&a, j, i, i < value_size ? normal() : (float)NAN);
     return a;
 }
 
@@ -122,31 +133,38 @@ static void check_tile(const tfm__kernels *k, const tile *a) {
         for (j = 0; j < BLOCK; j++) {
             const double w = j < a->t.keys && !a->masked[r * BLOCK + j] ? exp(score[j] - most) : 0;
             CHECK(w == 0 ? weight[j] == 0 : fabs((double)weight[j] - w) <= budget[BUDGET_WEIGHT].most,
-                  TILE ": weight of query %d on key %d is %.9g, not %.9g", TILE_OF(k, a), (int)r, (int)j, (double)weight[j], w);
+                  TILE ": weight of query %d on key %d is %.9g, not %.9g", TILE_OF(k, a), (int)r, (int)j,
+                  (double)weight[j], w);
             sum += w;
-            for (i = 0; w > 0 && i < a->t.value_size; i++) out[i] += w * (double)element(a->t.v, a->t.v_dtype, j * a->t.v_row + i);
+            for (i = 0; w > 0 && i < a->t.value_size; i++)
+                out[i] += w * (double)element(a->t.v, a->t.v_dtype, j * a->t.v_row + i);
         }
         if (sum == 0) {
-            CHECK(a->t.max[r] == (float)-HUGE_VAL && a->t.sum[r] == 0, TILE ": query %d sees no key", TILE_OF(k, a), (int)r);
+            CHECK(a->t.max[r] == (float)-HUGE_VAL && a->t.sum[r] == 0, TILE ": query %d sees no key", TILE_OF(k, a),
+                  (int)r);
         } else {
-            CHECK(fabs((double)a->t.max[r] - most) <= 2e-5 && fabs((double)a->t.sum[r] / sum - 1) <= budget[BUDGET_ATTENTION].most,
-                  TILE ": query %d, maximum %.9g, not %.9g, sum %.9g, not %.9g", TILE_OF(k, a), (int)r, (double)a->t.max[r], most,
-                  (double)a->t.sum[r], sum);
+            CHECK(fabs((double)a->t.max[r] - most) <= 2e-5
+                      && fabs((double)a->t.sum[r] / sum - 1) <= budget[BUDGET_ATTENTION].most,
+                  TILE ": query %d, maximum %.9g, not %.9g, sum %.9g, not %.9g", TILE_OF(k, a), (int)r,
+                  (double)a->t.max[r], most, (double)a->t.sum[r], sum);
         }
         for (i = 0; i < a->t.value_size; i++)
             CHECK(sum == 0 ? row[i] == 0 : fabs((double)row[i] - out[i]) <= budget[BUDGET_ATTENTION].most * sum,
                   TILE ": output (%d, %d) is %.9g, not %.9g", TILE_OF(k, a), (int)r, (int)i, (double)row[i], out[i]);
-        for (; i < a->t.out_row && r < a->t.rows - 1; i++) CHECK(row[i] == 77, TILE ": written between rows", TILE_OF(k, a));
+        for (; i < a->t.out_row && r < a->t.rows - 1; i++)
+            CHECK(row[i] == 77, TILE ": written between rows", TILE_OF(k, a));
     }
 }
 
-/* Shapes around every edge: tiles of 4, 6 and 12 rows, vectors, panels, the block's end; all dtypes, with gaps and without. */
-static const int some_rows[] = {1, 3, 7, 12, 13, 48}, some_keys[] = {1, 5, 15, 16, 17, 31, 32, 33, 57, 64, 100, 127, 128};
+/* Shapes around every edge: tiles of 4, 6 and 12 rows, vectors, panels, the block's end; all dtypes, with gaps and
+ * without. */
+static const int some_rows[] = {1, 3, 7, 12, 13, 48},
+                 some_keys[] = {1, 5, 15, 16, 17, 31, 32, 33, 57, 64, 100, 127, 128};
 static const int key_sizes[] = {1, 8, 20, 64}, value_sizes[] = {1, 16, 19, 40, 64, 80, 128};
 enum { SHAPES = 6 * 13 * 3 };
 static tile tile_of_shape(int shape) {
-    tile a = make_tile(some_rows[shape / 3 / 13], some_keys[shape / 3 % 13], key_sizes[shape % 4], value_sizes[shape % 7], shape % 3,
-                       shape / 3 % 3, shape % 5 == 0 ? 3 : 0);
+    tile a = make_tile(some_rows[shape / 3 / 13], some_keys[shape / 3 % 13], key_sizes[shape % 4],
+                       value_sizes[shape % 7], shape % 3, shape / 3 % 3, shape % 5 == 0 ? 3 : 0);
     if (shape % 2) mask_some(&a);
     return a;
 }
@@ -199,8 +217,8 @@ Test(attention_kernels, a_query_has_the_same_bits_alone) {
     }
 }
 
-/* More keys that nobody sees, whatever they and their values hold: the same bits. So a prompt fed whole, in chunks or token by
- * token gives the same result. */
+/* More keys that nobody sees, whatever they and their values hold: the same bits. So a prompt fed whole, in chunks
+ * or token by token gives the same result. */
 Test(attention_kernels, later_masked_keys_change_no_bit_even_when_poisoned) {
     static const float poison[] = {1.5f, (float)NAN, (float)HUGE_VAL, (float)-HUGE_VAL};
     EACH_TABLE(k) {
@@ -217,15 +235,18 @@ Test(attention_kernels, later_masked_keys_change_no_bit_even_when_poisoned) {
                 b = tile_memory(BUFFERS, a.t.rows, more, a.t.key_size, a.t.value_size, a.t.k_dtype, a.t.v_dtype, 0);
                 b.t.q = a.t.q, b.t.q_row = a.t.q_row;
                 for (j = 0; j < (more + PANEL - 1) / PANEL * PANEL; j++)
-                    for (i = 0; i < a.t.key_size; i++) set_key(&b, j, i, j < a.t.keys ? element(a.t.k, a.t.k_dtype, key_at(&a, j, i)) : x);
+                    for (i = 0; i < a.t.key_size; i++)
+                        set_key(&b, j, i, j < a.t.keys ? element(a.t.k, a.t.k_dtype, key_at(&a, j, i)) : x);
                 for (j = 0; j < more; j++)
                     for (i = 0; i < a.t.value_size; i++)
                         set_value(&b, j, i, j < a.t.keys ? element(a.t.v, a.t.v_dtype, j * a.t.v_row + i) : x);
                 for (r = 0; r < a.t.rows; r++)
-                    for (j = 0; j < BLOCK; j++) b.masked[r * BLOCK + j] = (unsigned char)(j < a.t.keys ? a.masked[r * BLOCK + j] : 1);
+                    for (j = 0; j < BLOCK; j++)
+                        b.masked[r * BLOCK + j] = (unsigned char)(j < a.t.keys ? a.masked[r * BLOCK + j] : 1);
                 run_tile(k, &b);
                 for (r = 0; r < a.t.rows; r++)
-                    CHECK(same_row(&b, &few, r, r), TILE ": query %d with %d keys of %.9g more", TILE_OF(k, &a), (int)r, (int)(more - a.t.keys), (double)x);
+                    CHECK(same_row(&b, &few, r, r), TILE ": query %d with %d keys of %.9g more", TILE_OF(k, &a), (int)r,
+                          (int)(more - a.t.keys), (double)x);
             }
         }
         assert_fronts_untouched("attention");
@@ -247,13 +268,17 @@ Test(attention_kernels, a_masked_value_never_leaks_and_an_attended_nan_comes_out
             run_tile(k, &a);
             for (r = 0; r < a.t.rows; r++) {
                 if (a.masked[r * BLOCK + key]) {
-                    CHECK(same_row(&a, &clean, r, r), TILE ": %.9g leaks into query %d", TILE_OF(k, &a), (double)x, (int)r);
+                    CHECK(same_row(&a, &clean, r, r), TILE ": %.9g leaks into query %d", TILE_OF(k, &a), (double)x,
+                          (int)r);
                     continue;
                 }
                 for (i = 0; i < a.t.value_size; i++) {
                     const float is = a.t.out[r * a.t.out_row + i];
-                    CHECK(i != at ? same(&is, &clean.out[r][i], 4) : isnan(x) ? isnan(is) : is == x || a.t.scores[r * BLOCK + key] == 0,
-                          TILE ": %.9g attended at %d: query %d has %.9g at %d", TILE_OF(k, &a), (double)x, (int)at, (int)r, (double)is, (int)i);
+                    CHECK(i != at    ? same(&is, &clean.out[r][i], 4)
+                          : isnan(x) ? isnan(is)
+                                     : is == x || a.t.scores[r * BLOCK + key] == 0,
+                          TILE ": %.9g attended at %d: query %d has %.9g at %d", TILE_OF(k, &a), (double)x, (int)at,
+                          (int)r, (double)is, (int)i);
                 }
             }
         }
@@ -275,7 +300,8 @@ Test(attention_kernels, an_attended_nan_or_infinite_score_takes_its_row_and_surv
                     if (keys > 2) a.t.scores[bad * BLOCK] = (float)-HUGE_VAL;
                     k->attn_reduce(&a.t);
                     for (r = 0; r < rows; r++)
-                        for (i = 0; i < 24; i++) CHECK(isnan(a.t.out[r * 24 + i]) == (r == bad), TILE ": query %d", TILE_OF(k, &a), (int)r);
+                        for (i = 0; i < 24; i++)
+                            CHECK(isnan(a.t.out[r * 24 + i]) == (r == bad), TILE ": query %d", TILE_OF(k, &a), (int)r);
                     fill_value(out, 24, 1);
                     k->attn_merge(1, 24, &max, &sum, out, 24, a.t.max + bad, a.t.sum + bad, a.t.out + bad * 24, 24);
                     for (i = 0; i < 24; i++) CHECK(isnan(out[i]) && isnan(sum), "%s: merging loses it", k->name);
@@ -302,7 +328,8 @@ Test(attention_kernels, large_scores_do_not_overflow) {
                 const float one = s == 3 ? 39.0f : 1.0f;
                 CHECK(a.t.sum[i] == one, "%s: sum %.9g at scale %.9g", k->name, (double)a.t.sum[i], (double)scale[s]);
                 for (j = 0; j < 24 && s < 3; j++)
-                    CHECK(a.t.out[i * 24 + j] == ((const float *)a.t.v)[(11 + i) * 24 + j], "%s: output at scale %.9g", k->name, (double)scale[s]);
+                    CHECK(a.t.out[i * 24 + j] == ((const float *)a.t.v)[(11 + i) * 24 + j], "%s: output at scale %.9g",
+                          k->name, (double)scale[s]);
             }
         }
     }
@@ -323,7 +350,7 @@ Test(attention_kernels, no_key_gives_zeros) {
     }
 }
 
-/* ---- merging ------------------------------------------------------------------------------------------------------- */
+/* -- merging ------------------------------------------------------------------------------------------------------- */
 
 /* Rows of which some have no key on one side, on the other, or on both. */
 Test(attention_kernels, merging_is_within_budget_and_a_side_without_keys_leaves_the_other_bit_for_bit) {
@@ -331,7 +358,8 @@ Test(attention_kernels, merging_is_within_budget_and_a_side_without_keys_leaves_
     EACH_TABLE(k) {
         for (rows = 0; rows <= ROWS; rows += rows <= 3 * k->width + 1 ? 1 : 5)
             for (size = 1; size < 70; size += 13) {
-                float *max = floats(0, rows), *sum = floats(1, rows), *out, *max2 = floats(3, rows), *sum2 = floats(4, rows), *out2;
+                float *max = floats(0, rows), *sum = floats(1, rows), *out, *max2 = floats(3, rows),
+                      *sum2 = floats(4, rows), *out2;
                 float old_max[ROWS], old_sum[ROWS], old[ROWS][70];
                 gap = rows % 3;
                 out = floats(2, rows ? (rows - 1) * (size + gap) + size : 0);
@@ -353,19 +381,24 @@ Test(attention_kernels, merging_is_within_budget_and_a_side_without_keys_leaves_
                     const double top = fmax((double)old_max[r], (double)max2[r]);
                     const double by = exp((double)old_max[r] - top), by2 = exp((double)max2[r] - top);
                     if (isinf(max2[r])) {
-                        CHECK(same(&max[r], &old_max[r], 4) && same(&sum[r], &old_sum[r], 4) && same(row, old[r], size * 4),
+                        CHECK(same(&max[r], &old_max[r], 4) && same(&sum[r], &old_sum[r], 4)
+                                  && same(row, old[r], size * 4),
                               "%s: row %d of %d, nothing to merge", k->name, r, rows);
                     } else if (isinf(old_max[r])) {
                         CHECK(same(&max[r], &max2[r], 4) && same(&sum[r], &sum2[r], 4) && same(row, row2, size * 4),
                               "%s: row %d of %d, nothing merged into", k->name, r, rows);
                     } else {
-                        CHECK((double)max[r] == top && fabs((double)sum[r] / ((double)old_sum[r] * by + (double)sum2[r] * by2) - 1) < 1e-6,
+                        CHECK((double)max[r] == top
+                                  && fabs((double)sum[r] / ((double)old_sum[r] * by + (double)sum2[r] * by2) - 1)
+                                         < 1e-6,
                               "%s: row %d of %d: maximum, sum", k->name, r, rows);
                         for (i = 0; i < size; i++)
-                            CHECK(fabs((double)row[i] - ((double)old[r][i] * by + (double)row2[i] * by2)) < budget[BUDGET_ATTENTION].most,
+                            CHECK(fabs((double)row[i] - ((double)old[r][i] * by + (double)row2[i] * by2))
+                                      < budget[BUDGET_ATTENTION].most,
                                   "%s: row %d of %d, element %d", k->name, r, rows, i);
                     }
-                    for (i = size; i < size + gap && r < rows - 1; i++) CHECK(row[i] == 77, "%s: written between rows", k->name);
+                    for (i = size; i < size + gap && r < rows - 1; i++)
+                        CHECK(row[i] == 77, "%s: written between rows", k->name);
                 }
             }
         assert_fronts_untouched("merge");
@@ -385,7 +418,8 @@ Test(attention_kernels, a_row_merges_to_the_same_bits_alone) {
             one_max = was_max[r], one_sum = was_sum[r];
             memcpy(one, was + r * 19, sizeof one);
             k->attn_merge(1, 19, &one_max, &one_sum, one, 19, max2 + r, sum2 + r, out2 + r * 19, 19);
-            CHECK(same(&one_max, &max[r], 4) && same(&one_sum, &sum[r], 4) && same(one, out + r * 19, sizeof one), "%s: row %d", k->name, r);
+            CHECK(same(&one_max, &max[r], 4) && same(&one_sum, &sum[r], 4) && same(one, out + r * 19, sizeof one),
+                  "%s: row %d", k->name, r);
         }
     }
 }
@@ -426,8 +460,9 @@ Test(attention_kernels, blocks_merged_left_to_right_are_attention_over_all_keys)
             }
             CHECK((double)max[r] == top, "%s: maximum of row %d", k->name, (int)r);
             for (i = 0; i < SIZE; i++)
-                CHECK(fabs((double)out[r * SIZE + i] / (double)sum[r] - exact[i] / total) < budget[BUDGET_ATTENTION].most, "%s: (%d, %d)", k->name,
-                      (int)r, (int)i);
+                CHECK(fabs((double)out[r * SIZE + i] / (double)sum[r] - exact[i] / total)
+                          < budget[BUDGET_ATTENTION].most,
+                      "%s: (%d, %d)", k->name, (int)r, (int)i);
         }
     }
 }

@@ -39,7 +39,7 @@ static void assert_broken(const tfm_options *o, tfm_status status, const char *w
     tfm_destroy(c);
 }
 
-/* ---- making ------------------------------------------------------------------------------------------------------- */
+/* -- making -------------------------------------------------------------------------------------------------------- */
 
 Test(context, no_options_and_all_zero_options_are_the_same) {
     const tfm_options o = no_options();
@@ -242,7 +242,7 @@ Test(context, contexts_come_and_go) {
     }
 }
 
-/* ---- the sticky error --------------------------------------------------------------------------------------------- */
+/* -- the sticky error ---------------------------------------------------------------------------------------------- */
 
 Test(context, version_and_status_names_are_stable) {
     static const char *const names[] = {"ok",     "invalid",     "out of memory", "io",
@@ -294,7 +294,8 @@ Test(context, an_optional_argument_that_failed_is_not_taken_for_absent) {
 Test(context, every_expression_is_null_while_an_error_stands) {
     static const char text[] = "a\nb\n";
     tfm_ctx *c = context_with(NULL);
-    tfm_tensor *x = tfm_ones(c, TFM_SHAPE(1, 2, 4, 16)), *m = tfm_ones(c, TFM_SHAPE(4, 4)), *s = tfm_ones(c, TFM_SHAPE(1));
+    tfm_tensor *x = tfm_ones(c, TFM_SHAPE(1, 2, 4, 16)), *m = tfm_ones(c, TFM_SHAPE(4, 4)),
+               *s = tfm_ones(c, TFM_SHAPE(1));
     const int64_t id[4] = {0, 1, 2, 3};
     tfm_tensor *ids = tfm_from(c, TFM_I64, TFM_SHAPE(4), id), *flag = tfm_compare(c, m, m, TFM_EQ);
     tfm_cache_options cache;
@@ -317,31 +318,95 @@ Test(context, every_expression_is_null_while_an_error_stands) {
     snprintf(first, sizeof first, "%s", tfm_error(c));
     before = tfm_memory_usage(c).arena_used;
     {
-        const void *made[] = {
-            tfm_empty(c, TFM_F32, TFM_SHAPE(2)), tfm_zeros(c, TFM_SHAPE(2)), tfm_ones(c, TFM_SHAPE(2)),
-            tfm_full(c, TFM_F32, TFM_SHAPE(2), 1), tfm_randn(c, TFM_SHAPE(2)), tfm_uniform(c, TFM_SHAPE(2), 0, 1),
-            tfm_arange(c, TFM_F32, 0, 4, 1), tfm_from(c, TFM_I64, TFM_SHAPE(4), id),
-            tfm_wrap(c, TFM_F32, TFM_SHAPE(4), m->data), tfm_reshape(c, m, TFM_SHAPE(16)), tfm_view(c, m, TFM_SHAPE(16)),
-            tfm_transpose(c, m, 0, 1), tfm_permute(c, m, TFM_SHAPE(1, 0)), tfm_slice(c, m, 0, 0, 2, 1),
-            tfm_narrow(c, m, 0, 0, 2), tfm_select(c, m, 0, 0), tfm_expand(c, s, TFM_SHAPE(4)), tfm_squeeze(c, s, 0),
-            tfm_unsqueeze(c, m, 0), tfm_split_heads(c, x, 2), tfm_combine_heads(c, x), tfm_contiguous(c, m),
-            tfm_clone(c, m), tfm_cast(c, m, TFM_F16), tfm_cat(c, list, 2, 0), tfm_stack(c, list, 2, 0),
-            tfm_pad(c, m, 0, 1, 1, 0), tfm_index_select(c, m, 0, ids), tfm_tril(c, m, 0), tfm_triu(c, m, 0),
-            tfm_masked_fill(c, m, flag, 0), tfm_where(c, flag, m, m), tfm_add(c, m, m), tfm_sub(c, m, m), tfm_mul(c, m, m),
-            tfm_div(c, m, m), tfm_minimum(c, m, m), tfm_maximum(c, m, m), tfm_scale(c, m, 2), tfm_shift(c, m, 2),
-            tfm_neg(c, m), tfm_abs(c, m), tfm_exp(c, m), tfm_log(c, m), tfm_sqrt(c, m), tfm_rsqrt(c, m), tfm_sin(c, m),
-            tfm_cos(c, m), tfm_tanh(c, m), tfm_sigmoid(c, m), tfm_relu(c, m), tfm_gelu(c, m), tfm_silu(c, m),
-            tfm_activation(c, m, TFM_ACT_RELU), tfm_pow(c, m, 2), tfm_clamp(c, m, 0, 1), tfm_glu(c, m, m, TFM_ACT_SILU),
-            tfm_compare(c, m, m, TFM_EQ), tfm_compare_scalar(c, m, 1, TFM_EQ), tfm_sum(c, m, row, 0), tfm_mean(c, m, row, 0),
-            tfm_max(c, m, row, 0), tfm_min(c, m, row, 0), tfm_logsumexp(c, m, row, 0), tfm_argmax(c, m, 0, 0),
-            tfm_topk(c, m, 2, NULL), tfm_softmax(c, m, 0), tfm_log_softmax(c, m, 0), tfm_matmul(c, m, m),
-            tfm_linear(c, m, m, NULL, 0), tfm_embedding(c, m, ids), tfm_layer_norm(c, m, NULL, NULL, NULL),
-            tfm_rms_norm(c, m, NULL, NULL), tfm_dropout(c, m, 0.5f), tfm_mask_matrix(c, &mask, 1, 1, 4, 4),
-            tfm_alibi_slopes(c, 4), tfm_attention(c, x, x, x, NULL), tfm_heatmap_svg(c, m, NULL),
-            tfm_heatmap_text(c, m, NULL), tfm_cache_create(c, &cache), tfm_params_create(c),
-            tfm_sinusoidal(c, TFM_POSITION_SINUSOIDAL, 0, 4, 8), tfm_rotary(c, x, &rope, 0, NULL),
-            tfm_l2_normalize(c, m), tfm_format(c, m), tfm_profile(c), tfm_file_open_memory(c, text, 4),
-            tfm_tokenizer_lines_memory(c, text, 4, -1), tfm_keep(c, mark, m)};
+        const void *made[] = {tfm_empty(c, TFM_F32, TFM_SHAPE(2)),
+                              tfm_zeros(c, TFM_SHAPE(2)),
+                              tfm_ones(c, TFM_SHAPE(2)),
+                              tfm_full(c, TFM_F32, TFM_SHAPE(2), 1),
+                              tfm_randn(c, TFM_SHAPE(2)),
+                              tfm_uniform(c, TFM_SHAPE(2), 0, 1),
+                              tfm_arange(c, TFM_F32, 0, 4, 1),
+                              tfm_from(c, TFM_I64, TFM_SHAPE(4), id),
+                              tfm_wrap(c, TFM_F32, TFM_SHAPE(4), m->data),
+                              tfm_reshape(c, m, TFM_SHAPE(16)),
+                              tfm_view(c, m, TFM_SHAPE(16)),
+                              tfm_transpose(c, m, 0, 1),
+                              tfm_permute(c, m, TFM_SHAPE(1, 0)),
+                              tfm_slice(c, m, 0, 0, 2, 1),
+                              tfm_narrow(c, m, 0, 0, 2),
+                              tfm_select(c, m, 0, 0),
+                              tfm_expand(c, s, TFM_SHAPE(4)),
+                              tfm_squeeze(c, s, 0),
+                              tfm_unsqueeze(c, m, 0),
+                              tfm_split_heads(c, x, 2),
+                              tfm_combine_heads(c, x),
+                              tfm_contiguous(c, m),
+                              tfm_clone(c, m),
+                              tfm_cast(c, m, TFM_F16),
+                              tfm_cat(c, list, 2, 0),
+                              tfm_stack(c, list, 2, 0),
+                              tfm_pad(c, m, 0, 1, 1, 0),
+                              tfm_index_select(c, m, 0, ids),
+                              tfm_tril(c, m, 0),
+                              tfm_triu(c, m, 0),
+                              tfm_masked_fill(c, m, flag, 0),
+                              tfm_where(c, flag, m, m),
+                              tfm_add(c, m, m),
+                              tfm_sub(c, m, m),
+                              tfm_mul(c, m, m),
+                              tfm_div(c, m, m),
+                              tfm_minimum(c, m, m),
+                              tfm_maximum(c, m, m),
+                              tfm_scale(c, m, 2),
+                              tfm_shift(c, m, 2),
+                              tfm_neg(c, m),
+                              tfm_abs(c, m),
+                              tfm_exp(c, m),
+                              tfm_log(c, m),
+                              tfm_sqrt(c, m),
+                              tfm_rsqrt(c, m),
+                              tfm_sin(c, m),
+                              tfm_cos(c, m),
+                              tfm_tanh(c, m),
+                              tfm_sigmoid(c, m),
+                              tfm_relu(c, m),
+                              tfm_gelu(c, m),
+                              tfm_silu(c, m),
+                              tfm_activation(c, m, TFM_ACT_RELU),
+                              tfm_pow(c, m, 2),
+                              tfm_clamp(c, m, 0, 1),
+                              tfm_glu(c, m, m, TFM_ACT_SILU),
+                              tfm_compare(c, m, m, TFM_EQ),
+                              tfm_compare_scalar(c, m, 1, TFM_EQ),
+                              tfm_sum(c, m, row, 0),
+                              tfm_mean(c, m, row, 0),
+                              tfm_max(c, m, row, 0),
+                              tfm_min(c, m, row, 0),
+                              tfm_logsumexp(c, m, row, 0),
+                              tfm_argmax(c, m, 0, 0),
+                              tfm_topk(c, m, 2, NULL),
+                              tfm_softmax(c, m, 0),
+                              tfm_log_softmax(c, m, 0),
+                              tfm_matmul(c, m, m),
+                              tfm_linear(c, m, m, NULL, 0),
+                              tfm_embedding(c, m, ids),
+                              tfm_layer_norm(c, m, NULL, NULL, NULL),
+                              tfm_rms_norm(c, m, NULL, NULL),
+                              tfm_dropout(c, m, 0.5f),
+                              tfm_mask_matrix(c, &mask, 1, 1, 4, 4),
+                              tfm_alibi_slopes(c, 4),
+                              tfm_attention(c, x, x, x, NULL),
+                              tfm_heatmap_svg(c, m, NULL),
+                              tfm_heatmap_text(c, m, NULL),
+                              tfm_cache_create(c, &cache),
+                              tfm_params_create(c),
+                              tfm_sinusoidal(c, TFM_POSITION_SINUSOIDAL, 0, 4, 8),
+                              tfm_rotary(c, x, &rope, 0, NULL),
+                              tfm_l2_normalize(c, m),
+                              tfm_format(c, m),
+                              tfm_profile(c),
+                              tfm_file_open_memory(c, text, 4),
+                              tfm_tokenizer_lines_memory(c, text, 4, -1),
+                              tfm_keep(c, mark, m)};
         for (i = 0; i < (int)(sizeof made / sizeof made[0]); i++) cr_expect_null(made[i], "expression %d", i);
     }
     cr_assert_str_eq(tfm_error(c), first);
@@ -365,7 +430,7 @@ Test(context, an_error_text_of_any_length_ends_where_it_must) {
     tfm_destroy(c);
 }
 
-/* ---- hooks -------------------------------------------------------------------------------------------------------- */
+/* -- hooks --------------------------------------------------------------------------------------------------------- */
 
 typedef struct hooks {
     int logs, last_level, progresses, stop_at;
@@ -497,7 +562,7 @@ Test(context, a_cancel_stops_the_next_call_and_is_forgotten_by_clear) {
     tfm_destroy(c);
 }
 
-/* ---- limits ------------------------------------------------------------------------------------------------------- */
+/* -- limits -------------------------------------------------------------------------------------------------------- */
 
 Test(context, memory_limit_is_kept_and_named) {
     test_memory m = test_memory_new();
@@ -576,7 +641,7 @@ Test(context, sizes_beyond_any_address_space_are_refused) {
     tfm_destroy(c);
 }
 
-/* ---- profile ------------------------------------------------------------------------------------------------------ */
+/* -- profile ------------------------------------------------------------------------------------------------------- */
 
 Test(context, profile_has_a_row_for_each_op_and_shape) {
     tfm_ctx *c = context_with(NULL);
@@ -614,8 +679,9 @@ Test(context, profile_has_a_row_for_each_op_and_shape) {
     cr_assert_eq(tfm_profile_get(c, 0, NULL), TFM_INVALID);
     table = tfm_profile(c);
     cr_assert_not_null(table, "%s", tfm_error(c));
-    cr_assert(strstr(table, "tfm_matmul") && strstr(table, "(8, 32)") && strstr(table, "tfm_add") && strstr(table, "share") &&
-                  strstr(table, "total") && (strstr(table, "GFLOP/s") || strstr(table, "GB/s")),
+    cr_assert(strstr(table, "tfm_matmul") && strstr(table, "(8, 32)") && strstr(table, "tfm_add")
+                  && strstr(table, "share") && strstr(table, "total")
+                  && (strstr(table, "GFLOP/s") || strstr(table, "GB/s")),
               "%s", table);
     cr_assert_null(strstr(table, "tfm_sub"));
     tfm_profile_start(c); /* from nothing again */

@@ -10,7 +10,7 @@ enum {
     EAX = 0, EBX = 1, ECX = 2, EDX = 3
 };
 
-/* ---- records ------------------------------------------------------------------------------------------------------- */
+/* -- records ------------------------------------------------------------------------------------------------------- */
 
 /* XSAVE, OSXSAVE, AVX, FMA, F16C; AVX2; XCR0 with xmm and ymm state. */
 static tfm__cpu_record avx2_machine(void) {
@@ -59,14 +59,18 @@ Test(cpu, each_required_bit_alone_decides) {
         tfm__cpu_record r = full;
         const int base = bit == 12 || (bit >= 26 && bit <= 29);
         r.leaf1[ECX] &= ~(1u << bit);
-        cr_assert_eq(isas(r), (uint32_t)(base ? SCALAR : SCALAR | AVX2 | AVX512), "leaf 1 ecx without bit %d: %x", bit, (unsigned)isas(r));
+        cr_assert_eq(isas(r), (uint32_t)(base ? SCALAR : SCALAR | AVX2 | AVX512), "leaf 1 ecx without bit %d: %x", bit,
+                     (unsigned)isas(r));
     }
     for (bit = 0; bit < 32; bit++) {
         tfm__cpu_record r = full;
         const int wide = bit == 16 || bit == 17 || bit == 30 || bit == 31;
         r.leaf7[EBX] &= ~(1u << bit);
-        cr_assert_eq(isas(r), (uint32_t)(bit == 5 ? SCALAR : wide ? SCALAR | AVX2 : SCALAR | AVX2 | AVX512), "leaf 7 ebx without bit %d: %x", bit,
-                     (unsigned)isas(r));
+        cr_assert_eq(isas(r),
+                     (uint32_t)(bit == 5 ? SCALAR
+                                : wide   ? SCALAR | AVX2
+                                         : SCALAR | AVX2 | AVX512),
+                     "leaf 7 ebx without bit %d: %x", bit, (unsigned)isas(r));
     }
 }
 
@@ -77,7 +81,11 @@ Test(cpu, state_the_system_does_not_save_is_not_used) {
         tfm__cpu_record r = full;
         const int ymm = bit == 1 || bit == 2, zmm = bit >= 5 && bit <= 7;
         r.xcr0 &= ~((uint64_t)1 << bit);
-        cr_assert_eq(isas(r), (uint32_t)(ymm ? SCALAR : zmm ? SCALAR | AVX2 : SCALAR | AVX2 | AVX512), "XCR0 without bit %d: %x", bit, (unsigned)isas(r));
+        cr_assert_eq(isas(r),
+                     (uint32_t)(ymm   ? SCALAR
+                                : zmm ? SCALAR | AVX2
+                                      : SCALAR | AVX2 | AVX512),
+                     "XCR0 without bit %d: %x", bit, (unsigned)isas(r));
     }
 }
 
@@ -93,9 +101,11 @@ Test(cpu, leaves_past_the_largest_are_not_believed) {
     tfm__cpu_record r = avx512_machine();
     r.leaf0[EAX] = 7;
     cr_assert_eq(isas(r), (SCALAR | AVX2 | AVX512));
-    for (r.leaf0[EAX] = 0; r.leaf0[EAX] < 7; r.leaf0[EAX]++) cr_assert_eq(isas(r), SCALAR, "largest leaf %u", (unsigned)r.leaf0[EAX]);
+    for (r.leaf0[EAX] = 0; r.leaf0[EAX] < 7; r.leaf0[EAX]++)
+        cr_assert_eq(isas(r), SCALAR, "largest leaf %u", (unsigned)r.leaf0[EAX]);
     r = avx512_machine();
-    r.leaf7_1[EAX] = 1u << 4 | 1u << 5; /* AVX-VNNI, AVX512-BF16: in subleaf 1, of which leaf 7 says whether it exists */
+    r.leaf7_1[EAX] =
+        1u << 4 | 1u << 5; /* AVX-VNNI, AVX512-BF16: in subleaf 1, of which leaf 7 says whether it exists */
     cr_assert_eq(features(r), 0u);
     r.leaf7[EAX] = 1;
     cr_assert_eq(features(r), (uint32_t)(TFM__CPU_AVX_VNNI | TFM__CPU_AVX512_BF16));
@@ -107,7 +117,8 @@ Test(cpu, a_feature_counts_only_with_its_instruction_set) {
     r.leaf7_1[EAX] = 1u << 4 | 1u << 5;
     r.leaf7[ECX] = 1u << 11 | 1u << 1;
     r.leaf7[EDX] = 1u << 23;
-    cr_assert_eq(features(r), (uint32_t)(TFM__CPU_AVX_VNNI | TFM__CPU_AVX512_VNNI | TFM__CPU_AVX512_BF16 | TFM__CPU_AVX512_FP16 | TFM__CPU_AVX512_VBMI));
+    cr_assert_eq(features(r), (uint32_t)(TFM__CPU_AVX_VNNI | TFM__CPU_AVX512_VNNI | TFM__CPU_AVX512_BF16
+                                         | TFM__CPU_AVX512_FP16 | TFM__CPU_AVX512_VBMI));
     r.xcr0 = 0x7;
     cr_assert_eq(features(r), (uint32_t)TFM__CPU_AVX_VNNI);
     r.xcr0 = 0x3;
@@ -115,8 +126,12 @@ Test(cpu, a_feature_counts_only_with_its_instruction_set) {
 }
 
 Test(cpu, aarch64_has_neon_and_what_its_hwcap_words_say) {
-    static const struct { int word, bit, feature; } row[] = {
-        {0, 10, TFM__CPU_FP16}, {0, 20, TFM__CPU_DOTPROD}, {0, 22, TFM__CPU_SVE}, {1, 13, TFM__CPU_I8MM}, {1, 14, TFM__CPU_BF16}};
+    static const struct { int word, bit, feature;
+    } row[] = {{0, 10, TFM__CPU_FP16},
+               {0, 20, TFM__CPU_DOTPROD},
+               {0, 22, TFM__CPU_SVE},
+               {1, 13, TFM__CPU_I8MM},
+               {1, 14, TFM__CPU_BF16}};
     tfm__cpu_record r;
     uint32_t expected[2][64];
     int i, word, bit;
@@ -125,7 +140,8 @@ Test(cpu, aarch64_has_neon_and_what_its_hwcap_words_say) {
     r.arch = TFM__ARCH_ARM64;
     cr_assert_eq(isas(r), (SCALAR | NEON));
     cr_assert_eq(features(r), 0u);
-    for (i = 0; i < (int)(sizeof row / sizeof row[0]); i++) expected[row[i].word][row[i].bit] = (uint32_t)row[i].feature;
+    for (i = 0; i < (int)(sizeof row / sizeof row[0]); i++)
+        expected[row[i].word][row[i].bit] = (uint32_t)row[i].feature;
     for (word = 0; word < 2; word++)
         for (bit = 0; bit < 64; bit++) {
             r.hwcap = word ? 0 : (uint64_t)1 << bit;
@@ -157,7 +173,7 @@ Test(cpu, cache_sizes_come_from_the_record_or_are_guessed) {
     cr_assert_eq(cpu.l2, 2048 * 1024);
 }
 
-/* ---- this machine -------------------------------------------------------------------------------------------------- */
+/* -- this machine -------------------------------------------------------------------------------------------------- */
 
 Test(cpu, what_is_usable_here_is_in_the_build_and_in_the_record) {
     tfm__cpu_record r;
@@ -168,7 +184,8 @@ Test(cpu, what_is_usable_here_is_in_the_build_and_in_the_record) {
     cr_assert_eq(usable & ~isas(r), 0u);
     for (isa = 0; isa < TFM_ISA_COUNT; isa++) {
         cr_assert_eq(tfm_isa_supported(tfm__isa_name(isa)), (int)(usable >> isa & 1u));
-        cr_assert(tfm__kernels_for(isa) || !(usable >> isa & 1u), "%s is usable but has no kernels", tfm__isa_name(isa));
+        cr_assert(tfm__kernels_for(isa) || !(usable >> isa & 1u), "%s is usable but has no kernels",
+                  tfm__isa_name(isa));
     }
     cr_assert_not(tfm_isa_supported("avx3"));
     cr_assert_not(tfm_isa_supported(""));
@@ -193,7 +210,7 @@ Test(cpu, this_machine_is_read_as_the_compiler_reads_it) {
 #endif
 }
 
-/* ---- forcing ------------------------------------------------------------------------------------------------------- */
+/* -- forcing ------------------------------------------------------------------------------------------------------- */
 
 #if defined(_WIN32)
 static void set_environment(const char *value) { _putenv_s("TFM_ISA", value ? value : ""); }
@@ -231,7 +248,8 @@ static tfm_ctx *create_with(const char *option, const char *environment) {
 static void assert_runs(const char *option, const char *environment, const char *isa) {
     tfm_ctx *c = create_with(option, environment);
     cr_assert(tfm_status_of(c) == TFM_OK, "%s", tfm_error(c));
-    cr_assert_str_eq(tfm_isa_name(c), isa, "option %s, TFM_ISA %s: %s", option ? option : "none", environment ? environment : "unset", tfm_isa_name(c));
+    cr_assert_str_eq(tfm_isa_name(c), isa, "option %s, TFM_ISA %s: %s", option ? option : "none",
+                     environment ? environment : "unset", tfm_isa_name(c));
     tfm_destroy(c);
 }
 
@@ -239,10 +257,11 @@ static void assert_create_refused(const char *option, const char *environment, t
     tfm_ctx *c = create_with(option, environment);
     int isa;
     cr_assert_eq(tfm_status_of(c), status, "%s", tfm_error(c));
-    cr_assert(strstr(tfm_error(c), said) && strstr(tfm_error(c), option ? "isa" : "TFM_ISA"), "\"%s\" does not name %s", tfm_error(c), said);
+    cr_assert(strstr(tfm_error(c), said) && strstr(tfm_error(c), option ? "isa" : "TFM_ISA"), "\"%s\" does not name %s",
+              tfm_error(c), said);
     for (isa = 0; isa < TFM_ISA_COUNT; isa++)
-        cr_assert(!tfm_isa_supported(test_isa(isa)) || strstr(tfm_error(c), test_isa(isa)), "\"%s\" does not say that %s is there", tfm_error(c),
-                  test_isa(isa));
+        cr_assert(!tfm_isa_supported(test_isa(isa)) || strstr(tfm_error(c), test_isa(isa)),
+                  "\"%s\" does not say that %s is there", tfm_error(c), test_isa(isa));
     cr_assert_null(tfm_zeros(c, tfm_shape1(2)), "a refused context works");
     tfm_clear(c);
     cr_assert_null(tfm_zeros(c, tfm_shape1(2)), "a context without the asked instruction set works after tfm_clear");
@@ -329,7 +348,8 @@ Test(cpu, contexts_with_different_sets_live_side_by_side) {
         for (isa = 0; isa < TEST_ISAS; isa++) { /* in turns */
             if (!c[isa]) continue;
             cr_assert_str_eq(tfm_isa_name(c[isa]), test_isa(isa));
-            y[isa] = step < 2 ? tfm_softmax(c[isa], y[isa], -1) : tfm_matmul(c[isa], y[isa], tfm_transpose(c[isa], x[isa], 0, 1));
+            y[isa] = step < 2 ? tfm_softmax(c[isa], y[isa], -1)
+                              : tfm_matmul(c[isa], y[isa], tfm_transpose(c[isa], x[isa], 0, 1));
             assert_made(c[isa], y[isa]);
         }
     for (isa = 1; isa < TEST_ISAS; isa++) {

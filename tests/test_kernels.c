@@ -1,5 +1,5 @@
-/* Every kernel of chapter 4 but attention's, on every instruction set this machine has, against double precision: budgets in
- * kernel_helpers.h. */
+/* Every kernel of chapter 4 but attention's, on every instruction set this machine has, against double precision:
+ * budgets in kernel_helpers.h. */
 #define TFM_STATIC
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
@@ -10,11 +10,12 @@
 
 enum { PANEL = 16, ATTENTION_ROWS = 48 }; /* of chapter 4 */
 
-/* ---- tables -------------------------------------------------------------------------------------------------------- */
+/* -- tables -------------------------------------------------------------------------------------------------------- */
 
 #define SLOTS(X) \
-    X(gemm) X(pack_panels) X(pack_strips) X(load) X(store) X(unary) X(binary) X(fma_scalar) X(reduce) X(glu) X(softmax) \
-    X(logsumexp) X(norm) X(rotary) X(dot) X(attn_scores) X(attn_reduce) X(attn_merge)
+    X(gemm) \
+    X(pack_panels) X(pack_strips) X(load) X(store) X(unary) X(binary) X(fma_scalar) X(reduce) X(glu) X(softmax) \
+        X(logsumexp) X(norm) X(rotary) X(dot) X(attn_scores) X(attn_reduce) X(attn_merge)
 
 /* Also instruction sets that this machine cannot run. Slots that may hold another set's function: none. */
 Test(kernels, no_slot_of_a_table_holds_another_instruction_sets_function) {
@@ -58,9 +59,10 @@ Test(kernels, block_sizes_are_whole_tiles_that_fit_their_caches) {
     }
 }
 
-/* ---- conversions --------------------------------------------------------------------------------------------------- */
+/* -- conversions --------------------------------------------------------------------------------------------------- */
 
-static const int64_t dtype_size[TFM_DTYPE_COUNT] = {4, 2, 2, 8, 8, 4, 1, 1, 1}; /* f32 f16 bf16 f64 i64 i32 i8 u8 bool */
+static const int64_t dtype_size[TFM_DTYPE_COUNT] = {4, 2, 2, 8, 8,
+                                                    4, 1, 1, 1}; /* f32 f16 bf16 f64 i64 i32 i8 u8 bool */
 
 Test(kernels, every_f16_and_bf16_widens_to_its_value) {
     static uint16_t codes[65536];
@@ -73,7 +75,8 @@ Test(kernels, every_f16_and_bf16_widens_to_its_value) {
             for (i = 0; i < 65536; i++) {
                 const double value = half_value(dtype, codes[i]);
                 CHECK(isnan(value) ? isnan(wide[i]) : (double)wide[i] == value && !signbit(wide[i]) == (i < 32768),
-                      "%s: %s %04x became %.9g, not %.9g", k->name, float_name[dtype], (unsigned)i, (double)wide[i], value);
+                      "%s: %s %04x became %.9g, not %.9g", k->name, float_name[dtype], (unsigned)i, (double)wide[i],
+                      value);
             }
         }
     }
@@ -88,8 +91,10 @@ Test(kernels, f16_and_bf16_round_to_nearest_even_and_keep_nan) {
         for (dtype = TFM_F16; dtype <= TFM_BF16; dtype++) {
             for (i = 0; i < 65536; i++) {
                 const int last = (i & 0x7fff) == 0x7fff || isinf(half_value(dtype, (uint16_t)i));
-                const double low = half_value(dtype, (uint16_t)i), high = last ? low : half_value(dtype, (uint16_t)(i + 1));
-                wide[4 * i] = (float)(isinf(high) ? low * (1 + ldexp(1, dtype == TFM_F16 ? -12 : -9)) : (low + high) / 2);
+                const double low = half_value(dtype, (uint16_t)i),
+                             high = last ? low : half_value(dtype, (uint16_t)(i + 1));
+                wide[4 * i] =
+                    (float)(isinf(high) ? low * (1 + ldexp(1, dtype == TFM_F16 ? -12 : -9)) : (low + high) / 2);
                 wide[4 * i + 1] = tfm__bits_float(tfm__float_bits(wide[4 * i]) + 1);
                 wide[4 * i + 2] = tfm__bits_float(tfm__float_bits(wide[4 * i]) - (wide[4 * i] != 0));
                 wide[4 * i + 3] = tfm__bits_float(random_bits());
@@ -97,8 +102,9 @@ Test(kernels, f16_and_bf16_round_to_nearest_even_and_keep_nan) {
             k->store(codes, dtype, 1, wide, 4 * 65536);
             for (i = 0; i < 4 * 65536; i++) {
                 const uint16_t want = half_nearest(dtype, wide[i]);
-                CHECK(isnan(wide[i]) ? isnan(half_value(dtype, codes[i])) : codes[i] == want, "%s: %.9g became %s %04x, not %04x",
-                      k->name, (double)wide[i], float_name[dtype], (unsigned)codes[i], (unsigned)want);
+                CHECK(isnan(wide[i]) ? isnan(half_value(dtype, codes[i])) : codes[i] == want,
+                      "%s: %.9g became %s %04x, not %04x", k->name, (double)wide[i], float_name[dtype],
+                      (unsigned)codes[i], (unsigned)want);
             }
         }
     }
@@ -140,10 +146,46 @@ static void stored(const void *p, int dtype, float x, double *is, double *should
 }
 
 Test(kernels, conversions_truncate_saturate_and_stay_inside_at_every_stride_and_length) {
-    static const float edge[] = {
-        0, -0.f, 1, -1, 0.5f, 1.5f, 2.5f, -1.5f, -0.9f, 127, 127.9f, 128, -128, -128.9f, -129, 255, 255.9f, 256, 1e10f, -1e10f,
-        2147483520.f, 2147483648.f, -2147483648.f, 9.2e18f, 9.3e18f, -9.3e18f, (float)HUGE_VAL, (float)-HUGE_VAL, (float)NAN,
-        65504.f, 65520.f, 65519.f, 6e-8f, 3e-8f, 2.9e-8f, 1e-7f, 3.39e38f, 1e-40f, 1.00390625f, 1.01171875f};
+    static const float edge[] = {0,
+                                 -0.f,
+                                 1,
+                                 -1,
+                                 0.5f,
+                                 1.5f,
+                                 2.5f,
+                                 -1.5f,
+                                 -0.9f,
+                                 127,
+                                 127.9f,
+                                 128,
+                                 -128,
+                                 -128.9f,
+                                 -129,
+                                 255,
+                                 255.9f,
+                                 256,
+                                 1e10f,
+                                 -1e10f,
+                                 2147483520.f,
+                                 2147483648.f,
+                                 -2147483648.f,
+                                 9.2e18f,
+                                 9.3e18f,
+                                 -9.3e18f,
+                                 (float)HUGE_VAL,
+                                 (float)-HUGE_VAL,
+                                 (float)NAN,
+                                 65504.f,
+                                 65520.f,
+                                 65519.f,
+                                 6e-8f,
+                                 3e-8f,
+                                 2.9e-8f,
+                                 1e-7f,
+                                 3.39e38f,
+                                 1e-40f,
+                                 1.00390625f,
+                                 1.01171875f};
     const int edges = (int)(sizeof edge / sizeof edge[0]);
     EACH_TABLE(k) {
         int sizes[MOST_SIZES], count = row_sizes(k, sizes), s, dtype, stride, i;
@@ -163,13 +205,16 @@ Test(kernels, conversions_truncate_saturate_and_stay_inside_at_every_stride_and_
                     for (i = 0; i < n; i++) {
                         double is, should;
                         stored(first + (int64_t)i * stride * size, dtype, x[i], &is, &should);
-                        CHECK(isnan(should) ? isnan(is) : is == should, "%s: store of %.9g as dtype %d stride %d, n %d: %.17g, not %.17g",
-                              k->name, (double)x[i], dtype, stride, n, is, should);
+                        CHECK(isnan(should) ? isnan(is) : is == should,
+                              "%s: store of %.9g as dtype %d stride %d, n %d: %.17g, not %.17g", k->name, (double)x[i],
+                              dtype, stride, n, is, should);
                         CHECK(isnan(should) ? isnan(back[i]) : back[i] == rounded(should),
-                              "%s: load of dtype %d stride %d, n %d: %.9g, not %.9g", k->name, dtype, stride, n, (double)back[i], should);
+                              "%s: load of dtype %d stride %d, n %d: %.9g, not %.9g", k->name, dtype, stride, n,
+                              (double)back[i], should);
                     }
                     for (i = 0; i < span * size; i++)
-                        CHECK(i / size % apart == 0 || memory[i] == 0x5A, "%s: dtype %d stride %d: gap written", k->name, dtype, stride);
+                        CHECK(i / size % apart == 0 || memory[i] == 0x5A, "%s: dtype %d stride %d: gap written",
+                              k->name, dtype, stride);
                 }
         assert_fronts_untouched(k->name);
         {
@@ -180,12 +225,13 @@ Test(kernels, conversions_truncate_saturate_and_stay_inside_at_every_stride_and_
             CHECK(x == rounded(f64), "%s: f64 is not rounded to nearest", k->name);
             k->load(&x, &i64, TFM_I64, 1, 1);
             /* valgrind's own conversion goes through double and rounds twice */
-            CHECK(test_quick() || (double)x == ldexp(1, 62) + ldexp(1, 39), "%s: i64 is not rounded to nearest", k->name);
+            CHECK(test_quick() || (double)x == ldexp(1, 62) + ldexp(1, 39), "%s: i64 is not rounded to nearest",
+                  k->name);
         }
     }
 }
 
-/* ---- unary --------------------------------------------------------------------------------------------------------- */
+/* -- unary --------------------------------------------------------------------------------------------------------- */
 
 static double r_copy(double x, double a, double b) { return (void)a, (void)b, x; }
 static double r_scale(double x, double a, double b) { return (void)b, x * a; }
@@ -208,9 +254,13 @@ static double r_gelu(double x, double a, double b) { return (void)a, (void)b, ti
 static double r_gelu_tanh(double x, double a, double b) {
     return (void)a, (void)b, times(x, 1 / (1 + exp(-2 * sqrt(2 / 3.14159265358979324) * (x + 0.044715 * x * x * x))));
 }
-static double r_gelu_quick(double x, double a, double b) { return (void)a, (void)b, times(x, 1 / (1 + exp(-1.702 * x))); }
+static double r_gelu_quick(double x, double a, double b) {
+    return (void)a, (void)b, times(x, 1 / (1 + exp(-1.702 * x)));
+}
 static double r_silu(double x, double a, double b) { return (void)a, (void)b, times(x, 1 / (1 + exp(-x))); }
-static double r_pow(double x, double a, double b) { return (void)b, a == 0.5 ? sqrt(x) : a == -0.5 ? 1 / sqrt(x) : pow(x, a); }
+static double r_pow(double x, double a, double b) {
+    return (void)b, a == 0.5 ? sqrt(x) : a == -0.5 ? 1 / sqrt(x) : pow(x, a);
+}
 static double r_clamp(double x, double a, double b) { return isnan(x) ? x : fmin(fmax(x, a), b); }
 static double r_softcap(double x, double a, double b) { return (void)b, a * tanh(x / a); }
 
@@ -279,8 +329,8 @@ static void assert_unary_within(const tfm__kernels *k, const unary_case *u, cons
     int i;
     for (i = 0; i < n; i++) {
         const double exact = u->exact((double)x[i], (double)u->p0, (double)u->p1), off = ulps(y[i], exact);
-        CHECK(off <= budget[u->budget].most, "%s: %s of %.9g is %.9g, not %.9g: %.3g ULP", k->name, u->name, (double)x[i],
-              (double)y[i], exact, off);
+        CHECK(off <= budget[u->budget].most, "%s: %s of %.9g is %.9g, not %.9g: %.3g ULP", k->name, u->name,
+              (double)x[i], (double)y[i], exact, off);
     }
 }
 
@@ -318,12 +368,14 @@ Test(kernels, vector_math_stays_within_its_budget_on_every_float) {
             uint64_t bits = 0;
             if (u->range != 0) continue;
             while (bits < (uint64_t)1 << 32) { /* a sieve over all bit patterns */
-                for (i = 0; i < N && bits < (uint64_t)1 << 32; i++, bits += step) x[i] = tfm__bits_float((uint32_t)bits);
+                for (i = 0; i < N && bits < (uint64_t)1 << 32; i++, bits += step)
+                    x[i] = tfm__bits_float((uint32_t)bits);
                 k->unary(u->op, y, x, 0, 0, i);
                 assert_unary_within(k, u, x, y, i);
             }
             for (i = 0; i < N; i++) /* where sine and cosine are near 0; else near 0 */
-                x[i] = (float)(u->budget == BUDGET_SINCOS ? i * 1.57079632679489662 * (i % 3 ? 1 : 16.37) : uniform() * 1e-3);
+                x[i] = (float)(u->budget == BUDGET_SINCOS ? i * 1.57079632679489662 * (i % 3 ? 1 : 16.37)
+                                                          : uniform() * 1e-3);
             k->unary(u->op, y, x, 0, 0, N);
             assert_unary_within(k, u, x, y, N);
         }
@@ -356,9 +408,24 @@ Test(kernels, unary_bits_depend_on_the_element_alone_not_on_place_length_or_alia
 }
 
 Test(kernels, special_values_keep_to_their_lane) {
-    static const float special[] = {
-        (float)NAN, (float)HUGE_VAL, (float)-HUGE_VAL, 0.0f, -0.0f, 1e-45f, -1e-45f, FLT_MAX, -FLT_MAX, 1, -1, 1e-38f, 88.8f, -104, 89,
-        -88, 1e20f, -1e20f};
+    static const float special[] = {(float)NAN,
+                                    (float)HUGE_VAL,
+                                    (float)-HUGE_VAL,
+                                    0.0f,
+                                    -0.0f,
+                                    1e-45f,
+                                    -1e-45f,
+                                    FLT_MAX,
+                                    -FLT_MAX,
+                                    1,
+                                    -1,
+                                    1e-38f,
+                                    88.8f,
+                                    -104,
+                                    89,
+                                    -88,
+                                    1e20f,
+                                    -1e20f};
     const int specials = (int)(sizeof special / sizeof special[0]);
     int c, lane, j, i;
     EACH_TABLE(k) {
@@ -378,10 +445,11 @@ Test(kernels, special_values_keep_to_their_lane) {
                     k->unary(u->op, y, x, u->p0, u->p1, n);
                     CHECK(fabs(exact) < 1e-30 && u->range != 0 ? fabs((double)y[lane]) < 1e-30
                                                                : ulps(y[lane], exact) <= budget[u->budget].most,
-                          "%s: %s of %.9g in lane %d: %.9g, not %.9g", k->name, u->name, (double)special[j], lane, (double)y[lane], exact);
+                          "%s: %s of %.9g in lane %d: %.9g, not %.9g", k->name, u->name, (double)special[j], lane,
+                          (double)y[lane], exact);
                     for (i = 0; i < n; i++)
-                        CHECK(i == lane || same(&y[i], &usual, 4), "%s: %s of %.9g in lane %d disturbs lane %d", k->name, u->name,
-                              (double)special[j], lane, i);
+                        CHECK(i == lane || same(&y[i], &usual, 4), "%s: %s of %.9g in lane %d disturbs lane %d",
+                              k->name, u->name, (double)special[j], lane, i);
                 }
         }
     }
@@ -400,7 +468,7 @@ Test(kernels, odd_functions_keep_the_sign_of_zero) {
     }
 }
 
-/* ---- binary -------------------------------------------------------------------------------------------------------- */
+/* -- binary -------------------------------------------------------------------------------------------------------- */
 
 static double binary_exact(int op, double a, double b) {
     switch (op) {
@@ -422,7 +490,8 @@ Test(kernels, binary_ops_round_once_at_every_length_with_repeated_operands_and_i
         for (op = 0; op < TFM__B_COUNT; op++)
             for (s = 0; s < count; s++)
                 for (steps = 0; steps < 4; steps++) {
-                    const int n = sizes[s], a_step = steps & 1, b_step = steps >> 1, an = a_step ? n : 1, bn = b_step ? n : 1;
+                    const int n = sizes[s], a_step = steps & 1, b_step = steps >> 1, an = a_step ? n : 1,
+                              bn = b_step ? n : 1;
                     const int small = op == TFM__B_MIN || op == TFM__B_MAX ? BUDGET_EXACT : BUDGET_ROUNDED;
                     float *a = floats(0, an), *b = floats(1, bn), *y = floats(2, n);
                     for (i = 0; i < an; i++) a[i] = i % 7 == 3 ? (float)NAN : i % 11 == 5 ? (float)HUGE_VAL : normal();
@@ -431,13 +500,15 @@ Test(kernels, binary_ops_round_once_at_every_length_with_repeated_operands_and_i
                     for (i = 0; i < n; i++) {
                         const float x = a[a_step * i], z = b[b_step * i];
                         CHECK(ulps(y[i], binary_exact(op, (double)x, (double)z)) <= budget[small].most,
-                              "%s: binary op %d of %.9g and %.9g is %.9g (n %d)", k->name, op, (double)x, (double)z, (double)y[i], n);
+                              "%s: binary op %d of %.9g and %.9g is %.9g (n %d)", k->name, op, (double)x, (double)z,
+                              (double)y[i], n);
                     }
                     if (a_step) k->binary(op, a, a, a_step, b, b_step, n);
                     else if (b_step) k->binary(op, b, a, a_step, b, b_step, n);
                     for (i = 0; i < n && steps; i++) {
                         const float *in_place = a_step ? a : b;
-                        CHECK(same(&in_place[i], &y[i], 4) || (isnan(y[i]) && isnan(in_place[i])), "%s: binary op %d in place", k->name, op);
+                        CHECK(same(&in_place[i], &y[i], 4) || (isnan(y[i]) && isnan(in_place[i])),
+                              "%s: binary op %d in place", k->name, op);
                     }
                 }
         assert_fronts_untouched("binary");
@@ -461,9 +532,10 @@ Test(kernels, minimum_and_maximum_propagate_nan_from_either_side_and_every_lane)
             k->unary(TFM__U_RELU, y[4], a, 0, 0, n);
             k->unary(TFM__U_CLAMP, y[5], a, -1, 1, n);
             for (i = 0; i < 6 * n; i++)
-                CHECK(isnan(y[i / n][i % n]) == (i % n == lane), "%s: NaN in lane %d, lane %d gives %.9g", k->name, lane, i % n,
-                      (double)y[i / n][i % n]);
-            CHECK(isnan(k->reduce(TFM__R_MAX, a, n)) && isnan(k->reduce(TFM__R_MIN, a, n)), "%s: NaN at %d is lost", k->name, lane);
+                CHECK(isnan(y[i / n][i % n]) == (i % n == lane), "%s: NaN in lane %d, lane %d gives %.9g", k->name,
+                      lane, i % n, (double)y[i / n][i % n]);
+            CHECK(isnan(k->reduce(TFM__R_MAX, a, n)) && isnan(k->reduce(TFM__R_MIN, a, n)), "%s: NaN at %d is lost",
+                  k->name, lane);
         }
     }
 }
@@ -480,17 +552,18 @@ Test(kernels, scaled_addition_is_within_two_roundings) {
             if (n) memcpy(before, y, (size_t)n * 4);
             k->fma_scalar(y, x, 1.3f, n);
             for (i = 0; i < n; i++)
-                CHECK(fabs((double)y[i] - ((double)before[i] + (double)1.3f * (double)x[i])) <= 2e-7 * (fabs((double)before[i]) + 2 * fabs((double)x[i])),
+                CHECK(fabs((double)y[i] - ((double)before[i] + (double)1.3f * (double)x[i]))
+                          <= 2e-7 * (fabs((double)before[i]) + 2 * fabs((double)x[i])),
                       "%s: %.9g + 1.3 * %.9g is %.9g", k->name, (double)before[i], (double)x[i], (double)y[i]);
         }
         assert_fronts_untouched("fma_scalar");
     }
 }
 
-/* ---- activations --------------------------------------------------------------------------------------------------- */
+/* -- activations --------------------------------------------------------------------------------------------------- */
 
-static const int activation_op[TFM_ACT_COUNT] = {
-    TFM__U_COPY, TFM__U_RELU, TFM__U_GELU, TFM__U_GELU_TANH, TFM__U_GELU_QUICK, TFM__U_SILU, TFM__U_SIGMOID, TFM__U_TANH};
+static const int activation_op[TFM_ACT_COUNT] = {TFM__U_COPY,       TFM__U_RELU, TFM__U_GELU,    TFM__U_GELU_TANH,
+                                                 TFM__U_GELU_QUICK, TFM__U_SILU, TFM__U_SIGMOID, TFM__U_TANH};
 
 Test(kernels, gated_unit_has_the_bits_of_activation_times_operand) {
     int activation, s;
@@ -513,12 +586,16 @@ Test(kernels, gated_unit_has_the_bits_of_activation_times_operand) {
     }
 }
 
-/* ---- reductions ---------------------------------------------------------------------------------------------------- */
+/* -- reductions ---------------------------------------------------------------------------------------------------- */
 
 Test(kernels, empty_reductions_give_their_neutral_element) {
     EACH_TABLE(k) {
-        cr_assert(k->reduce(TFM__R_SUM, NULL, 0) == 0 && k->reduce(TFM__R_SUMSQ, NULL, 0) == 0 && k->dot(NULL, NULL, 0) == 0, "%s", k->name);
-        cr_assert(k->reduce(TFM__R_MAX, NULL, 0) == (float)-HUGE_VAL && k->reduce(TFM__R_MIN, NULL, 0) == (float)HUGE_VAL, "%s", k->name);
+        cr_assert(k->reduce(TFM__R_SUM, NULL, 0) == 0 && k->reduce(TFM__R_SUMSQ, NULL, 0) == 0
+                      && k->dot(NULL, NULL, 0) == 0,
+                  "%s", k->name);
+        cr_assert(k->reduce(TFM__R_MAX, NULL, 0) == (float)-HUGE_VAL
+                      && k->reduce(TFM__R_MIN, NULL, 0) == (float)HUGE_VAL,
+                  "%s", k->name);
         cr_assert(k->logsumexp(NULL, 0) == (float)-HUGE_VAL, "%s", k->name);
         k->softmax(NULL, NULL, 0, 0);
         k->softmax(NULL, NULL, 0, 1);
@@ -544,10 +621,14 @@ Test(kernels, reductions_stay_within_their_budgets_and_do_not_depend_on_alignmen
                 if (v > most) most = v;
                 if (v < least) least = v;
             }
-            CHECK(fabs((double)k->reduce(TFM__R_SUM, x, n) - sum) <= budget[BUDGET_SUM].most * magnitude, "%s: sum of %d", k->name, n);
-            CHECK(fabs((double)k->reduce(TFM__R_SUMSQ, x, n) - squares) <= budget[BUDGET_SQUARES].most * squares, "%s: squares of %d", k->name, n);
-            CHECK(fabs((double)k->dot(x, b, n) - dot) <= budget[BUDGET_DOT].most * products, "%s: dot of %d", k->name, n);
-            CHECK((double)k->reduce(TFM__R_MAX, x, n) == most && (double)k->reduce(TFM__R_MIN, x, n) == least, "%s: extremes of %d", k->name, n);
+            CHECK(fabs((double)k->reduce(TFM__R_SUM, x, n) - sum) <= budget[BUDGET_SUM].most * magnitude,
+                  "%s: sum of %d", k->name, n);
+            CHECK(fabs((double)k->reduce(TFM__R_SUMSQ, x, n) - squares) <= budget[BUDGET_SQUARES].most * squares,
+                  "%s: squares of %d", k->name, n);
+            CHECK(fabs((double)k->dot(x, b, n) - dot) <= budget[BUDGET_DOT].most * products, "%s: dot of %d", k->name,
+                  n);
+            CHECK((double)k->reduce(TFM__R_MAX, x, n) == most && (double)k->reduce(TFM__R_MIN, x, n) == least,
+                  "%s: extremes of %d", k->name, n);
             for (op = 0; op < TFM__R_COUNT; op++) {
                 const float here = k->reduce(op, x, n), there = k->reduce(op, moved, n);
                 CHECK(same(&here, &there, 4), "%s: reduction %d of %d depends on the address", k->name, op, n);
@@ -568,8 +649,10 @@ Test(kernels, a_reduction_sees_every_element) {
             for (j = 0; j < n; j += n > 200 ? 29 : 1) {
                 const float kept = x[j];
                 x[j] = (float)NAN;
-                for (op = 0; op < TFM__R_COUNT; op++) CHECK(isnan(k->reduce(op, x, n)), "%s: op %d loses NaN at %d of %d", k->name, op, j, n);
-                CHECK(isnan(k->dot(x, b, n)) && isnan(k->dot(b, x, n)) && isnan(k->logsumexp(x, n)), "%s: NaN at %d of %d", k->name, j, n);
+                for (op = 0; op < TFM__R_COUNT; op++)
+                    CHECK(isnan(k->reduce(op, x, n)), "%s: op %d loses NaN at %d of %d", k->name, op, j, n);
+                CHECK(isnan(k->dot(x, b, n)) && isnan(k->dot(b, x, n)) && isnan(k->logsumexp(x, n)),
+                      "%s: NaN at %d of %d", k->name, j, n);
                 x[j] = 50;
                 CHECK(k->reduce(TFM__R_MAX, x, n) == 50, "%s: maximum at %d of %d", k->name, j, n);
                 x[j] = -50;
@@ -590,13 +673,15 @@ Test(kernels, a_sum_of_a_million_elements_keeps_six_digits) {
             double sum = 0, squares = 0;
             for (i = 0; i < n; i++) x[i] = j < 7 ? value[j] : (float)uniform();
             for (i = 0; i < n; i++) sum += (double)x[i], squares += (double)x[i] * (double)x[i];
-            CHECK(fabs((double)k->reduce(TFM__R_SUM, x, n) / sum - 1) <= budget[BUDGET_LONG_SUM].most, "%s: sum, case %d", k->name, j);
-            CHECK(fabs((double)k->reduce(TFM__R_SUMSQ, x, n) / squares - 1) <= budget[BUDGET_LONG_SUM].most, "%s: squares, case %d", k->name, j);
+            CHECK(fabs((double)k->reduce(TFM__R_SUM, x, n) / sum - 1) <= budget[BUDGET_LONG_SUM].most,
+                  "%s: sum, case %d", k->name, j);
+            CHECK(fabs((double)k->reduce(TFM__R_SUMSQ, x, n) / squares - 1) <= budget[BUDGET_LONG_SUM].most,
+                  "%s: squares, case %d", k->name, j);
         }
     }
 }
 
-/* ---- softmax ------------------------------------------------------------------------------------------------------- */
+/* -- softmax ------------------------------------------------------------------------------------------------------- */
 
 static void check_softmax(const tfm__kernels *k, int n, double scale) {
     float *x = floats(0, n), *y = floats(1, n), *l = floats(2, n), *z = floats(3, n);
@@ -617,7 +702,8 @@ static void check_softmax(const tfm__kernels *k, int n, double scale) {
         const double exact = exp((double)x[i] - most) / sum, exact_log = (double)x[i] - total;
         row += (double)y[i];
         if (isinf(x[i])) {
-            CHECK(y[i] == 0 && l[i] == (float)-HUGE_VAL, "%s: -inf has weight %.9g, log %.9g", k->name, (double)y[i], (double)l[i]);
+            CHECK(y[i] == 0 && l[i] == (float)-HUGE_VAL, "%s: -inf has weight %.9g, log %.9g", k->name, (double)y[i],
+                  (double)l[i]);
             continue;
         }
         CHECK(exact < 1e-37 ? y[i] < 2e-37f : fabs((double)y[i] / exact - 1) <= budget[BUDGET_SOFTMAX].most,
@@ -626,7 +712,8 @@ static void check_softmax(const tfm__kernels *k, int n, double scale) {
               "%s: log_softmax, n %d: %.9g, not %.9g", k->name, n, (double)l[i], exact_log);
     }
     CHECK(fabs(row - 1) <= budget[BUDGET_SOFTMAX_ROW].most, "%s: a row of %d sums to %.9g", k->name, n, row);
-    CHECK(fabs((double)k->logsumexp(x, n) - total) <= budget[BUDGET_LOG_SOFTMAX].most * at_least_one(total), "%s: logsumexp of %d", k->name, n);
+    CHECK(fabs((double)k->logsumexp(x, n) - total) <= budget[BUDGET_LOG_SOFTMAX].most * at_least_one(total),
+          "%s: logsumexp of %d", k->name, n);
     k->softmax(z, z, n, 0);
     CHECK(same(y, z, n * 4), "%s: softmax of %d in place", k->name, n);
     memcpy(z, x, (size_t)n * 4);
@@ -658,12 +745,14 @@ Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_ta
             for (log_form = 0; log_form < 2; log_form++) {
                 fill_value(x, n, (float)-HUGE_VAL);
                 k->softmax(y, x, n, log_form);
-                for (i = 0; i < n; i++) CHECK(y[i] == (log_form ? (float)-HUGE_VAL : 0), "%s: no element, %d of %d", k->name, i, n);
+                for (i = 0; i < n; i++)
+                    CHECK(y[i] == (log_form ? (float)-HUGE_VAL : 0), "%s: no element, %d of %d", k->name, i, n);
                 CHECK(k->logsumexp(x, n) == (float)-HUGE_VAL, "%s: logsumexp of -inf only", k->name);
                 fill_value(x, n, -FLT_MAX); /* a finite mask is not an empty row */
                 k->softmax(y, x, n, log_form);
                 for (i = 0; i < n; i++)
-                    CHECK(fabs((log_form ? exp((double)y[i]) : (double)y[i]) * n - 1) < 1e-5, "%s: uniform row of %d", k->name, n);
+                    CHECK(fabs((log_form ? exp((double)y[i]) : (double)y[i]) * n - 1) < 1e-5, "%s: uniform row of %d",
+                          k->name, n);
                 fill_normal(x, n);
                 for (j = 0; j < n; j += n > 200 ? 37 : 1) {
                     const float kept = x[j];
@@ -672,7 +761,8 @@ Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_ta
                     for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: NaN at %d of %d lost at %d", k->name, j, n, i);
                     x[j] = (float)HUGE_VAL;
                     k->softmax(y, x, n, log_form);
-                    for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: inf at %d of %d: %.9g at %d", k->name, j, n, (double)y[i], i);
+                    for (i = 0; i < n; i++)
+                        CHECK(isnan(y[i]), "%s: inf at %d of %d: %.9g at %d", k->name, j, n, (double)y[i], i);
                     CHECK(k->logsumexp(x, n) == (float)HUGE_VAL, "%s: logsumexp with inf", k->name);
                     x[j] = kept;
                 }
@@ -681,13 +771,14 @@ Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_ta
     }
 }
 
-/* ---- norms --------------------------------------------------------------------------------------------------------- */
+/* -- norms --------------------------------------------------------------------------------------------------------- */
 
 /* bits of `form`: mean subtracted, residual, weight, bias, sum wanted, in place, weight + 1 */
 static void check_norm(const tfm__kernels *k, int n, int form, double mean_of_x) {
     const int subtract = form & 1, in_place = form >> 5 & 1;
     const double eps = (double)1e-5f;
-    float *x = floats(0, n), *residual = floats(1, n), *weight = floats(2, n), *bias = floats(3, n), *sum = floats(4, n), *y = floats(5, n);
+    float *x = floats(0, n), *residual = floats(1, n), *weight = floats(2, n), *bias = floats(3, n),
+          *sum = floats(4, n), *y = floats(5, n);
     double mean = 0, variance = 0;
     tfm__norm a;
     int i;
@@ -712,11 +803,14 @@ static void check_norm(const tfm__kernels *k, int n, int form, double mean_of_x)
     for (i = 0; i < n; i++) x[i] = rounded((double)x[i] + (double)residual[i]);
     for (i = 0; i < n && subtract; i++) mean += (double)x[i] / n;
     for (i = 0; i < n; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / n;
-    CHECK(fabs((double)a.mean - mean) <= budget[BUDGET_NORM].most * at_least_one(mean), "%s: mean %.9g, not %.9g", k->name, (double)a.mean, mean);
-    CHECK(fabs((double)a.rstd * sqrt(variance + eps) - 1) <= budget[BUDGET_NORM].most, "%s: 1/deviation of %d", k->name, n);
+    CHECK(fabs((double)a.mean - mean) <= budget[BUDGET_NORM].most * at_least_one(mean), "%s: mean %.9g, not %.9g",
+          k->name, (double)a.mean, mean);
+    CHECK(fabs((double)a.rstd * sqrt(variance + eps) - 1) <= budget[BUDGET_NORM].most, "%s: 1/deviation of %d", k->name,
+          n);
     for (i = 0; i < n; i++) {
         const double unit = ((double)x[i] - mean) / sqrt(variance + eps);
-        const double exact = unit * (form & 4 ? (double)weight[i] + (double)a.weight_offset : 1) + (form & 8 ? (double)bias[i] : 0);
+        const double exact =
+            unit * (form & 4 ? (double)weight[i] + (double)a.weight_offset : 1) + (form & 8 ? (double)bias[i] : 0);
         CHECK(!(form & 16) || sum[i] == x[i], "%s: sum_out, form %d", k->name, form);
         CHECK(fabs((double)y[i] - exact) <= budget[BUDGET_NORM].most * at_least_one(exact) * (n == 1 ? 400 : 1),
               "%s: form %d, n %d: %.9g, not %.9g", k->name, form, n, (double)y[i], exact);
@@ -765,7 +859,7 @@ Test(kernels, norm_of_nan_is_nan_and_of_zeros_is_the_bias) {
     }
 }
 
-/* ---- rotary -------------------------------------------------------------------------------------------------------- */
+/* -- rotary -------------------------------------------------------------------------------------------------------- */
 
 Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
     int half, interleaved, i;
@@ -773,7 +867,8 @@ Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
         for (half = 0; half <= 3 * k->width + 2; half++)
             for (interleaved = 0; interleaved < 2; interleaved++) {
                 const int h = half == 3 * k->width + 2 ? 133 : half, n = 2 * h;
-                float *x = floats(0, n), *y = floats(1, n), *cosine = floats(2, h), *sine = floats(3, h), *other = floats(4, n);
+                float *x = floats(0, n), *y = floats(1, n), *cosine = floats(2, h), *sine = floats(3, h),
+                      *other = floats(4, n);
                 fill_normal(x, n);
                 for (i = 0; i < h; i++) cosine[i] = (float)cos(i + 0.3), sine[i] = (float)sin(i + 0.3);
                 k->rotary(y, x, cosine, sine, n, interleaved);
@@ -798,10 +893,11 @@ Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
     }
 }
 
-/* ---- packing ------------------------------------------------------------------------------------------------------- */
+/* -- packing ------------------------------------------------------------------------------------------------------- */
 
 /* Element (j, k) of panels: [j / 16][k][j % 16]; (r, k) of strips: [r / tile_rows][k][r % tile_rows]. */
-static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols, int64_t depth, int64_t col_step, int64_t k_step) {
+static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols, int64_t depth, int64_t col_step,
+                          int64_t k_step) {
     const int64_t span = cols && depth ? (cols - 1) * col_step + (depth - 1) * k_step + 1 : 0, tile = k->tile_rows;
     const int64_t panels = (cols + PANEL - 1) / PANEL * PANEL, strips = (cols + tile - 1) / tile * tile;
     void *src = room(0, span * float_size(from)), *dst = room(1, panels * depth * float_size(to));
@@ -817,15 +913,16 @@ static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols,
             const float want = j < cols ? element(src, from, j * col_step + i * k_step) : 0;
             const float is = element(dst, to, (j / PANEL * depth + i) * PANEL + j % PANEL);
             CHECK(is == (to == TFM_F32 ? want : (float)half_value(to, half_nearest(to, want))),
-                  "%s: %s panels from %s, %lld x %lld, steps %lld %lld: (%lld, %lld) is %.9g, from %.9g", k->name, float_name[to],
-                  float_name[from], (long long)cols, (long long)depth, (long long)col_step, (long long)k_step, (long long)j, (long long)i,
-                  (double)is, (double)want);
+                  "%s: %s panels from %s, %lld x %lld, steps %lld %lld: (%lld, %lld) is %.9g, from %.9g", k->name,
+                  float_name[to], float_name[from], (long long)cols, (long long)depth, (long long)col_step,
+                  (long long)k_step, (long long)j, (long long)i, (double)is, (double)want);
         }
     for (j = 0; j < strips; j++)
         for (i = 0; i < depth; i++) {
             const float want = j < cols ? element(src, from, j * col_step + i * k_step) : 0;
-            CHECK(packed[(j / tile * depth + i) * tile + j % tile] == want, "%s: strips from %s, %lld x %lld: (%lld, %lld)", k->name,
-                  float_name[from], (long long)cols, (long long)depth, (long long)j, (long long)i);
+            CHECK(packed[(j / tile * depth + i) * tile + j % tile] == want,
+                  "%s: strips from %s, %lld x %lld: (%lld, %lld)", k->name, float_name[from], (long long)cols,
+                  (long long)depth, (long long)j, (long long)i);
         }
 }
 
@@ -837,8 +934,15 @@ Test(kernels, packing_puts_every_element_in_its_place_and_zeros_in_the_rest) {
                 for (form = 0; form < 4; form++) {
                     for (i = 0; i < (test_quick() ? 8 : 40); i++) {
                         const int64_t cols = random_bits() % 40, depth = random_bits() % 40;
-                        check_packing(k, from, to, cols, depth, form == 0 ? depth : form == 1 ? 1 : form == 2 ? 2 * depth + 1 : depth + 3,
-                                      form == 0 ? 1 : form == 1 ? cols : form == 2 ? 2 : 1);
+                        check_packing(k, from, to, cols, depth,
+                                      form == 0   ? depth
+                                      : form == 1 ? 1
+                                      : form == 2 ? 2 * depth + 1
+                                                  : depth + 3,
+                                      form == 0   ? 1
+                                      : form == 1 ? cols
+                                      : form == 2 ? 2
+                                                  : 1);
                     }
                     check_packing(k, from, to, 3 * PANEL + 1, 3 * k->width + 1, 3 * k->width + 1, 1);
                 }
@@ -846,7 +950,7 @@ Test(kernels, packing_puts_every_element_in_its_place_and_zeros_in_the_rest) {
     }
 }
 
-/* ---- products ------------------------------------------------------------------------------------------------------ */
+/* -- products ------------------------------------------------------------------------------------------------------ */
 
 /* A product and its operands: a[m][k], b[n][k] as given (bt[k][n] row-major, panels and strips packed). */
 typedef struct product {
@@ -864,7 +968,8 @@ static double activated(int activation, double x) {
 }
 
 /* `gap`: elements between rows that nothing may touch. */
-static product make_product(const tfm__kernels *k, int64_t m, int64_t n, int64_t depth, int dtype, int activation, int bias, int64_t gap) {
+static product make_product(const tfm__kernels *k, int64_t m, int64_t n, int64_t depth, int dtype, int activation,
+                            int bias, int64_t gap) {
     const int64_t size = float_size(dtype), tile = k->tile_rows;
     product p;
     int64_t i, j;
@@ -913,8 +1018,8 @@ static float *fresh_c(const product *p) {
 }
 
 #define EXPECT_SAME(p, c, what) \
-    CHECK(same((p)->c, c, 4 * c_count(p)), "%s: %s: %lld x %lld x %lld %s, activation %d", (p)->k->name, what, (long long)(p)->m, \
-          (long long)(p)->n, (long long)(p)->depth, float_name[(p)->dtype], (p)->activation)
+    CHECK(same((p)->c, c, 4 * c_count(p)), "%s: %s: %lld x %lld x %lld %s, activation %d", (p)->k->name, what, \
+          (long long)(p)->m, (long long)(p)->n, (long long)(p)->depth, float_name[(p)->dtype], (p)->activation)
 
 /* c = plain form, checked against doubles (every `stride`th element). */
 static void check_exact(const product *p, int64_t stride) {
@@ -923,7 +1028,8 @@ static void check_exact(const product *p, int64_t stride) {
     fill_value(p->c, c_count(p), 77);
     p->k->gemm(&g);
     for (r = 0; r < p->m; r++) {
-        for (j = p->n; j < p->c_row && r < p->m - 1 && p->n; j++) CHECK(p->c[r * p->c_row + j] == 77, "%s: written between the rows of C", p->k->name);
+        for (j = p->n; j < p->c_row && r < p->m - 1 && p->n; j++)
+            CHECK(p->c[r * p->c_row + j] == 77, "%s: written between the rows of C", p->k->name);
         for (j = 0; j < p->n; j++) {
             const double is = (double)p->c[r * p->c_row + j];
             double sum = 0, size = 0, exact;
@@ -934,10 +1040,11 @@ static void check_exact(const product *p, int64_t stride) {
             }
             if (p->bias) sum += (double)p->bias[j], size += fabs((double)p->bias[j]);
             exact = activated(p->activation, sum);
-            CHECK(fabs(is - exact) <= budget[BUDGET_PRODUCT].most * (4 + 2 * sqrt((double)p->depth)) * size +
-                                          (p->activation ? budget[BUDGET_FINISH].most * at_least_one(exact) : 0),
-                  "%s: %lld x %lld x %lld %s, activation %d at (%lld, %lld): %.9g, not %.9g", p->k->name, (long long)p->m, (long long)p->n,
-                  (long long)p->depth, float_name[p->dtype], p->activation, (long long)r, (long long)j, is, exact);
+            CHECK(fabs(is - exact) <= budget[BUDGET_PRODUCT].most * (4 + 2 * sqrt((double)p->depth)) * size
+                                          + (p->activation ? budget[BUDGET_FINISH].most * at_least_one(exact) : 0),
+                  "%s: %lld x %lld x %lld %s, activation %d at (%lld, %lld): %.9g, not %.9g", p->k->name,
+                  (long long)p->m, (long long)p->n, (long long)p->depth, float_name[p->dtype], p->activation,
+                  (long long)r, (long long)j, is, exact);
         }
     }
 }
@@ -952,7 +1059,8 @@ static void check_forms(const product *p) {
     g.b = p->bt, g.b_row = p->b_row, g.b_panel = PANEL;
     p->k->gemm(&g);
     EXPECT_SAME(p, c, "row-major B");
-    for (form = 0; form < 3; form++) { /* k in pieces: rows, strips, strips with row-major B; in one piece the last time */
+    for (form = 0; form < 3;
+         form++) { /* k in pieces: rows, strips, strips with row-major B; in one piece the last time */
         c = fresh_c(p);
         for (at = 0; at == 0 || at < p->depth; at += step) {
             g = plain_form(p, c);
@@ -965,7 +1073,10 @@ static void check_forms(const product *p) {
             if (form == 2) g.b = (const char *)p->bt + size * p->b_row * at, g.b_row = p->b_row, g.b_panel = PANEL;
             p->k->gemm(&g);
         }
-        EXPECT_SAME(p, c, form == 0 ? "k in pieces" : form == 1 ? "packed A, k in pieces" : "packed A, row-major B, k in pieces");
+        EXPECT_SAME(p, c,
+                    form == 0   ? "k in pieces"
+                    : form == 1 ? "packed A, k in pieces"
+                                : "packed A, row-major B, k in pieces");
     }
     c = fresh_c(p);
     g = plain_form(p, c);
@@ -993,14 +1104,16 @@ static void check_forms(const product *p) {
 
 /* Rows 0 to 3 tiles + 1; columns and depths around every edge. */
 Test(kernels, products_are_within_budget_and_have_the_same_bits_alone_packed_and_in_pieces) {
-    static const int64_t cols[] = {0, 1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 131}, depths[] = {0, 1, 2, 5, 16, 31, 33, 100};
+    static const int64_t cols[] = {0, 1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 131},
+                         depths[] = {0, 1, 2, 5, 16, 31, 33, 100};
     EACH_TABLE(k) {
         int64_t m;
         int i;
         for (m = 0; m <= 3 * k->tile_rows + 1; m += test_quick() && m > k->tile_rows ? 7 : 1)
             for (i = 0; i < 15; i += test_quick() ? 2 : 1) {
                 const product p = make_product(k, m, cols[i], depths[random_bits() % 8], (int)(random_bits() % 3),
-                                               (int)(random_bits() % TFM_ACT_COUNT), (int)(random_bits() % 2), random_bits() % 2 ? 3 : 0);
+                                               (int)(random_bits() % TFM_ACT_COUNT), (int)(random_bits() % 2),
+                                               random_bits() % 2 ? 3 : 0);
                 check_exact(&p, 1);
                 check_forms(&p);
             }
@@ -1023,7 +1136,8 @@ Test(kernels, every_activation_finishes_a_product_of_every_dtype) {
 Test(kernels, a_product_cut_at_every_block_edge_has_the_bits_of_the_whole) {
     EACH_TABLE(k) {
         const int64_t m = test_quick() ? 2 * k->tile_rows + 1 : k->block_m + k->tile_rows + 1;
-        const int64_t n = test_quick() ? 5 * PANEL + 1 : k->block_n + PANEL + 1, depth = test_quick() ? 67 : k->block_k + 33;
+        const int64_t n = test_quick() ? 5 * PANEL + 1 : k->block_n + PANEL + 1,
+                      depth = test_quick() ? 67 : k->block_k + 33;
         const int64_t bm = test_quick() ? k->tile_rows : k->block_m, bn = test_quick() ? 4 * PANEL : k->block_n;
         const int64_t bk = test_quick() ? 32 : k->block_k, tile = k->tile_rows;
         const product p = make_product(k, m, n, depth, TFM_F32, TFM_ACT_GELU, 1, 0);
@@ -1086,8 +1200,9 @@ Test(kernels, nan_and_infinity_reach_their_row_and_column_and_no_other) {
                 for (r = 0; r < m; r++)
                     for (j = 0; j < n; j++) {
                         const float is = p.c[r * p.c_row + j];
-                        CHECK(r == row || j == col ? isnan(is) || isinf(is) : fabs((double)is) < 100, "%s: poison in (%d, %d), (%d, %d) is %.9g",
-                              k->name, (int)row, (int)col, (int)r, (int)j, (double)is);
+                        CHECK(r == row || j == col ? isnan(is) || isinf(is) : fabs((double)is) < 100,
+                              "%s: poison in (%d, %d), (%d, %d) is %.9g", k->name, (int)row, (int)col, (int)r, (int)j,
+                              (double)is);
                     }
             }
     }

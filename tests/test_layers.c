@@ -1,10 +1,10 @@
-/* Layers against PyTorch, against our golden files, and against themselves: packed and plain, cached and not, any threads,
- * alone and in a batch. */
+/* Layers against PyTorch, against our golden files, and against themselves: packed and plain, cached and not, any
+ * threads, alone and in a batch. */
 #include "layer_helpers.h"
 
 #if !defined(TFM_NO_FILES) && !defined(TFM_NO_STDIO)
 
-/* ---- PyTorch's own tests (shared data) -------------------------------------------------------------------------------- */
+/* -- PyTorch's own tests (shared data) ----------------------------------------------------------------------------- */
 
 /* A key padding mask (B, L), true = ignore, as our mask. */
 static tfm_mask padding_of(tfm_ctx *c, const tfm_tensor *ignore) {
@@ -14,7 +14,9 @@ static tfm_mask padding_of(tfm_ctx *c, const tfm_tensor *ignore) {
     return m;
 }
 
-static tfm_tensor *batch_first(tfm_ctx *c, tfm_tensor *t, int already) { return t && !already ? tfm_transpose(c, t, 0, 1) : t; }
+static tfm_tensor *batch_first(tfm_ctx *c, tfm_tensor *t, int already) {
+    return t && !already ? tfm_transpose(c, t, 0, 1) : t;
+}
 
 static void check_pytorch(tfm_ctx *c, const char *name, int prepare) {
     char path[512], file[128], text[320];
@@ -72,8 +74,9 @@ static void check_pytorch(tfm_ctx *c, const char *name, int prepare) {
         if (prepare) assert_ok(c, tfm_params_prepare(c, p));
         y = tfm_encoder_forward(c, &l, x, &o);
     }
-    cr_expect(rows_close(c, y, expected, valid, meta_number(f, "rtol", 0), meta_number(f, "atol", 0), text, sizeof text), "%s on %s: %s", name,
-              tfm_isa_name(c), text);
+    cr_expect(
+        rows_close(c, y, expected, valid, meta_number(f, "rtol", 0), meta_number(f, "atol", 0), text, sizeof text),
+        "%s on %s: %s", name, tfm_isa_name(c), text);
     tfm_params_destroy(p);
     tfm_file_close(f);
 }
@@ -110,7 +113,7 @@ Test(pytorch, decoder) {
     check_pytorch_all("decoder", n, 19);
 }
 
-/* ---- Golden files -------------------------------------------------------------------------------------------------------- */
+/* -- Golden files -------------------------------------------------------------------------------------------------- */
 
 static void check_mha(const char *name) {
     int packed;
@@ -137,7 +140,9 @@ static void check_mha(const char *name) {
             value = meta_int(f, "self_attention", 0) ? query : tfm_file_tensor(c, f, "in.value");
             padding = file_has(c, f, "in.key_padding_mask");
             mask = file_has(c, f, "in.attn_mask");
-            if (padding) o.mask.keep = tfm_compare_scalar(c, tfm_reshape(c, padding, TFM_SHAPE(padding->shape[0], 1, 1, padding->shape[1])), 0, TFM_EQ);
+            if (padding)
+                o.mask.keep = tfm_compare_scalar(
+                    c, tfm_reshape(c, padding, TFM_SHAPE(padding->shape[0], 1, 1, padding->shape[1])), 0, TFM_EQ);
             if (mask && mask->dtype == TFM_BOOL) o.mask.ignore = mask;
             else if (mask) o.mask.bias = mask;
             y = tfm_mha_forward(c, &l, query, key, value, &o);
@@ -166,7 +171,7 @@ MHA_GOLDEN(cross_sizes)
 MHA_GOLDEN(no_bias)
 #endif
 
-/* ---- Multi-head attention against itself ------------------------------------------------------------------------------------ */
+/* -- Multi-head attention against itself --------------------------------------------------------------------------- */
 
 /* d_model, heads, kv_heads, head_size: none a multiple of a panel among the slices, and one that is. */
 static const int64_t mha_sizes[][4] = {{12, 3, 3, 4}, {24, 6, 2, 4}, {32, 2, 1, 16}, {40, 5, 5, 8}, {16, 4, 2, 6}};
@@ -230,7 +235,8 @@ Test(mha, fused_and_separate_projections_agree) {
         set_param(c, p, "separate.out_proj.weight", fused.out_proj.weight);
         copy = tfm_clone(c, x);
         assert_same_values(c, tfm_mha_forward(c, &fused, x, x, x, NULL), tfm_mha_forward(c, &separate, x, x, x, NULL));
-        assert_same_values(c, tfm_mha_forward(c, &fused, x, x, x, NULL), tfm_mha_forward(c, &fused, x, copy, copy, NULL));
+        assert_same_values(c, tfm_mha_forward(c, &fused, x, x, x, NULL),
+                           tfm_mha_forward(c, &fused, x, copy, copy, NULL));
         tfm_params_destroy(p);
     }
     tfm_destroy(c);
@@ -289,7 +295,8 @@ Test(mha, memory_gives_the_bits_of_keys_and_values) {
                 tfm_mha_options o;
                 tfm_cache_options s;
                 tfm_cache *memory;
-                tfm_tensor *x = some(c, TFM_SHAPE(2, 9, g.d_model), 1), *k = some(c, TFM_SHAPE(2, 6, g.d_model), 2), *counts, *direct, *y;
+                tfm_tensor *x = some(c, TFM_SHAPE(2, 9, g.d_model), 1), *k = some(c, TFM_SHAPE(2, 6, g.d_model), 2),
+                           *counts, *direct, *y;
                 assert_ok(c, tfm_mha_init(c, p, "m", &g, &l));
                 memset(&o, 0, sizeof o);
                 memset(&s, 0, sizeof s);
@@ -329,9 +336,10 @@ Test(mha, wrong_calls_are_refused_with_reasons) {
     assert_refused(c, tfm_mha_forward(c, &l, x, k, NULL, NULL), TFM_INVALID);
     assert_refused(c, tfm_mha_forward(c, &l, NULL, k, k, NULL), TFM_INVALID);
     assert_refused(c, tfm_mha_forward(c, NULL, x, k, k, NULL), TFM_INVALID);
-    assert_refused(c, tfm_mha_forward(c, &l, x, k, x, NULL), TFM_INVALID);                          /* 6 keys, 5 values */
+    assert_refused(c, tfm_mha_forward(c, &l, x, k, x, NULL), TFM_INVALID); /* 6 keys, 5 values */
     assert_refused(c, tfm_mha_forward(c, &l, x, tfm_ones(c, TFM_SHAPE(1, 6, 12)), k, NULL), TFM_INVALID);
-    assert_refused(c, tfm_mha_forward(c, &l, tfm_ones(c, TFM_SHAPE(5, 12)), x, x, NULL), TFM_INVALID);   /* no batch dim */
+    assert_refused(c, tfm_mha_forward(c, &l, tfm_ones(c, TFM_SHAPE(5, 12)), x, x, NULL),
+                   TFM_INVALID); /* no batch dim */
     assert_refused(c, tfm_mha_forward(c, &l, tfm_ones(c, TFM_SHAPE(2, 5, 11)), x, x, NULL), TFM_INVALID);
     o.need_weights = 1;
     assert_refused(c, tfm_mha_forward(c, &l, x, x, x, &o), TFM_INVALID);
@@ -396,7 +404,7 @@ Test(mha, configurations_that_cannot_be_are_refused) {
     tfm_destroy(c);
 }
 
-/* ---- Blocks ------------------------------------------------------------------------------------------------------------------ */
+/* -- Blocks -------------------------------------------------------------------------------------------------------- */
 
 static tfm_block_config block_config(int pre, int gated, int rms, int rotary) {
     tfm_block_config g;
@@ -430,12 +438,17 @@ Test(feed_forward, is_what_its_parts_say) {
             g.activation = activation;
             assert_ok(c, tfm_feed_forward_init(c, p, "f", &g, &l));
             cr_assert((tfm_params_find(p, "f.linear_gate.weight") != NULL) == gated);
-            h = tfm_linear(c, x, tfm_params_find(p, "f.linear1.weight"), tfm_params_find(p, "f.linear1.bias"), TFM_ACT_NONE);
+            h = tfm_linear(c, x, tfm_params_find(p, "f.linear1.weight"), tfm_params_find(p, "f.linear1.bias"),
+                           TFM_ACT_NONE);
             if (gated)
-                h = tfm_glu(c, tfm_linear(c, x, tfm_params_find(p, "f.linear_gate.weight"), tfm_params_find(p, "f.linear_gate.bias"), TFM_ACT_NONE), h, act);
+                h = tfm_glu(c,
+                            tfm_linear(c, x, tfm_params_find(p, "f.linear_gate.weight"),
+                                       tfm_params_find(p, "f.linear_gate.bias"), TFM_ACT_NONE),
+                            h, act);
             else
                 h = tfm_activation(c, h, act);
-            y = tfm_linear(c, h, tfm_params_find(p, "f.linear2.weight"), tfm_params_find(p, "f.linear2.bias"), TFM_ACT_NONE);
+            y = tfm_linear(c, h, tfm_params_find(p, "f.linear2.weight"), tfm_params_find(p, "f.linear2.bias"),
+                           TFM_ACT_NONE);
             assert_made(c, y);
             assert_same_values(c, tfm_feed_forward_forward(c, &l, x), y);
             tfm_params_destroy(p);
@@ -469,11 +482,20 @@ Test(encoder_layer, is_what_its_parts_say) {
 }
 
 Test(encoder_layer, parameters_have_pytorchs_names_and_order) {
-    static const char *const names[] = {"e.layers.0.self_attn.in_proj_weight", "e.layers.0.self_attn.in_proj_bias",
-                                        "e.layers.0.self_attn.out_proj.weight", "e.layers.0.self_attn.out_proj.bias",
-                                        "e.layers.0.linear1.weight", "e.layers.0.linear1.bias", "e.layers.0.linear2.weight",
-                                        "e.layers.0.linear2.bias", "e.layers.0.norm1.weight", "e.layers.0.norm1.bias",
-                                        "e.layers.0.norm2.weight", "e.layers.0.norm2.bias", "e.norm.weight", "e.norm.bias"};
+    static const char *const names[] = {"e.layers.0.self_attn.in_proj_weight",
+                                        "e.layers.0.self_attn.in_proj_bias",
+                                        "e.layers.0.self_attn.out_proj.weight",
+                                        "e.layers.0.self_attn.out_proj.bias",
+                                        "e.layers.0.linear1.weight",
+                                        "e.layers.0.linear1.bias",
+                                        "e.layers.0.linear2.weight",
+                                        "e.layers.0.linear2.bias",
+                                        "e.layers.0.norm1.weight",
+                                        "e.layers.0.norm1.bias",
+                                        "e.layers.0.norm2.weight",
+                                        "e.layers.0.norm2.bias",
+                                        "e.norm.weight",
+                                        "e.norm.bias"};
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
     tfm_block_config g = block_config(0, 0, 0, 0);
@@ -486,7 +508,8 @@ Test(encoder_layer, parameters_have_pytorchs_names_and_order) {
     p = tfm_params_create(c);
     g.no_bias = 1;
     assert_ok(c, tfm_encoder_init(c, p, "", 1, &g, 0, &e));
-    for (i = 0; i < tfm_params_count(p); i++) cr_assert(!strstr(tfm_params_name(p, i), "bias"), "%s", tfm_params_name(p, i));
+    for (i = 0; i < tfm_params_count(p); i++)
+        cr_assert(!strstr(tfm_params_name(p, i), "bias"), "%s", tfm_params_name(p, i));
     cr_assert_str_eq(tfm_params_name(p, 0), "layers.0.self_attn.in_proj_weight");
     tfm_params_destroy(p);
     tfm_destroy(c);
@@ -571,11 +594,14 @@ Test(encoder, a_stack_peaks_at_the_scratch_of_one_layer) {
             tfm_params_destroy(p);
             tfm_destroy(c);
         }
-        cr_assert_eq(peak[0], peak[1], "2 layers need %lld bytes, 12 layers %lld", (long long)peak[0], (long long)peak[1]);
+        cr_assert_eq(peak[0], peak[1], "2 layers need %lld bytes, 12 layers %lld", (long long)peak[0],
+                     (long long)peak[1]);
         cr_assert_eq(kept[0], kept[1]);
-        cr_assert(kept[0] <= result + 4096, "%lld bytes stay for a result of %lld", (long long)kept[0], (long long)result);
+        cr_assert(kept[0] <= result + 4096, "%lld bytes stay for a result of %lld", (long long)kept[0],
+                  (long long)result);
         /* input of the layer and its norm, q, k, v, rotated q and k, attention, result: 10, and the rotary tables */
-        cr_assert(peak[1] <= 10 * result + 8192, "%lld bytes for results of %lld", (long long)peak[1], (long long)result);
+        cr_assert(peak[1] <= 10 * result + 8192, "%lld bytes for results of %lld", (long long)peak[1],
+                  (long long)result);
     }
 }
 
@@ -678,7 +704,8 @@ Test(encoder, ragged_rows_of_a_cache_have_the_bits_of_running_alone) {
             both[1] = tfm_narrow(c, mine, 1, 6, second[row]);
             alone = tfm_encoder_forward(c, &e, tfm_cat(c, (const tfm_tensor *const *)both, 2, 1), &o);
             assert_made(c, alone);
-            assert_same_values(c, tfm_narrow(c, tfm_narrow(c, a, 0, row, 1), 1, 0, first[row]), tfm_narrow(c, alone, 1, 0, first[row]));
+            assert_same_values(c, tfm_narrow(c, tfm_narrow(c, a, 0, row, 1), 1, 0, first[row]),
+                               tfm_narrow(c, alone, 1, 0, first[row]));
             assert_same_values(c, tfm_narrow(c, tfm_narrow(c, b, 0, row, 1), 1, 0, second[row]),
                                tfm_narrow(c, alone, 1, first[row], second[row]));
         }
@@ -697,7 +724,8 @@ Test(decoder, memory_cache_and_self_cache_give_the_bits_of_the_whole) {
             tfm_stack_options o;
             tfm_cache_options s;
             tfm_cache *memory_cache;
-            tfm_tensor *x = some(c, TFM_SHAPE(2, 8, 24), 1), *memory = some(c, TFM_SHAPE(2, 9, 24), 2), *whole, *counts = lengths_of(c, 2, lengths);
+            tfm_tensor *x = some(c, TFM_SHAPE(2, 8, 24), 1), *memory = some(c, TFM_SHAPE(2, 9, 24), 2), *whole,
+                       *counts = lengths_of(c, 2, lengths);
             int64_t at, n;
             assert_ok(c, tfm_decoder_init(c, p, "d", 3, &g, 1, &d));
             memset(&o, 0, sizeof o);

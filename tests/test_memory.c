@@ -30,7 +30,7 @@ static tfm_tensor *filled(tfm_ctx *c, int64_t n, float value) {
 
 static int64_t used(const tfm_ctx *c) { return tfm_memory_usage(c).arena_used; }
 
-/* ---- marks -------------------------------------------------------------------------------------------------------- */
+/* -- marks --------------------------------------------------------------------------------------------------------- */
 
 Test(memory, data_of_tensors_is_aligned_to_a_cache_line) {
     tfm_ctx *c = context_on(NULL);
@@ -219,7 +219,8 @@ Test(memory, any_nest_of_marks_and_keeps_keeps_the_right_values) {
         int base[MOST], n = 0, marks = 0, step, i;
         uint64_t state = (uint64_t)seed;
         for (step = 0; step < 300; step++) {
-            const int what = (int)((test_random(&state) + 1) * 5), size = 1 + (int)((test_random(&state) + 1) * (step % 5 ? 900 : 90000));
+            const int what = (int)((test_random(&state) + 1) * 5),
+                      size = 1 + (int)((test_random(&state) + 1) * (step % 5 ? 900 : 90000));
             if (what < 5 && n < MOST - 1) {
                 value[n] = (float)step;
                 t[n] = filled(c, size, value[n]);
@@ -247,7 +248,8 @@ Test(memory, any_nest_of_marks_and_keeps_keeps_the_right_values) {
             }
             cr_assert_str_eq(tfm_error(c), "");
             if (step % 20 == 0)
-                for (i = 0; i < n; i++) cr_assert(tfm_get(t[i], origin) == (double)value[i], "seed %d, step %d", seed, step);
+                for (i = 0; i < n; i++)
+                    cr_assert(tfm_get(t[i], origin) == (double)value[i], "seed %d, step %d", seed, step);
         }
         for (i = 0; i < n; i++) {
             int64_t k;
@@ -283,7 +285,7 @@ Test(memory, rewind_below_a_live_tape_is_refused) {
     tfm_destroy(c);
 }
 
-/* ---- a program that touches every chapter ------------------------------------------------------------------------- */
+/* -- a program that touches every chapter -------------------------------------------------------------------------- */
 
 typedef struct program {
     tfm_params *p, *loaded;
@@ -360,7 +362,8 @@ static int program_begin(tfm_ctx *c, program *g) {
 /* What is done again and again; dry: only what may be measured, looking at no result. 1: all done. */
 static int program_step(tfm_ctx *c, program *g, int dry) {
     static const int64_t id[8] = {0, 1, 2, 3, 4, 3, 2, 1};
-    tfm_tensor *source = tfm_from(c, TFM_I64, TFM_SHAPE(2, 4), id), *target = tfm_from(c, TFM_I64, TFM_SHAPE(2, 4), id), *y, *weights = NULL;
+    tfm_tensor *source = tfm_from(c, TFM_I64, TFM_SHAPE(2, 4), id), *target = tfm_from(c, TFM_I64, TFM_SHAPE(2, 4), id),
+               *y, *weights = NULL;
     tfm_transformer_options o;
     tfm_attention_options a;
     tfm_tensor *x = tfm_randn(c, TFM_SHAPE(1, 2, 40, 8)), *parts[2];
@@ -492,8 +495,9 @@ Test(memory, a_long_loop_stays_as_large_as_its_first_round) {
     assert_no_leak(&m);
 }
 
-/* Run after run, an allocation fails, and then all from there on fail. No crash, no leak, an error that says out of memory; or the
- * right result, since the arena asks for less when it cannot have much. Then there is memory again and the same context works. */
+/* Run after run, an allocation fails, and then all from there on fail. No crash, no leak, an error that says out of
+ * memory; or the right result, since the arena asks for less when it cannot have much. Then there is memory again
+ * and the same context works. */
 Test(memory, any_allocation_may_fail_in_a_program_that_touches_every_chapter, .timeout = 120) {
     int64_t n, runs = 0;
     int on, unsized;
@@ -531,7 +535,9 @@ Test(memory, any_allocation_may_fail_in_a_program_that_touches_every_chapter, .t
                 break;
             }
             runs++;
-            if (done) cr_assert(hash == expected, "allocation %lld failed without an error, and the result is another", (long long)n);
+            if (done)
+                cr_assert(hash == expected, "allocation %lld failed without an error, and the result is another",
+                          (long long)n);
             else if (!unsized) {
                 cr_assert_eq(tfm_status_of(c), TFM_OOM, "allocation %lld: %s", (long long)n, tfm_error(c));
                 cr_assert(strstr(tfm_error(c), "memory") != NULL, "%s", tfm_error(c));
@@ -541,7 +547,8 @@ Test(memory, any_allocation_may_fail_in_a_program_that_touches_every_chapter, .t
             tfm_clear(c);
             tfm_rewind(c, mark);
             tfm_seed(c, 3);
-            cr_assert(program_run(c, &hash, &unsized), "after allocation %lld had failed: %s", (long long)n, tfm_error(c));
+            cr_assert(program_run(c, &hash, &unsized), "after allocation %lld had failed: %s", (long long)n,
+                      tfm_error(c));
             cr_assert(hash == expected, "after allocation %lld had failed the result is another", (long long)n);
             tfm_destroy(c);
             assert_no_leak(&m);
@@ -549,7 +556,7 @@ Test(memory, any_allocation_may_fail_in_a_program_that_touches_every_chapter, .t
     cr_assert_geq(runs, test_quick() ? 10 : 40);
 }
 
-/* ---- counting ----------------------------------------------------------------------------------------------------- */
+/* -- counting ------------------------------------------------------------------------------------------------------ */
 
 Test(memory, peaks_are_what_was_used_at_most_and_start_again_on_request) {
     test_memory m = test_memory_new();
@@ -587,7 +594,8 @@ Test(memory, objects_outlive_their_context) {
     cr_assert_gt(m.bytes, held);
     tfm_destroy(c);
     later = context_on(&m);
-    y = tfm_matmul(later, tfm_ones(later, TFM_SHAPE(1, 5)), tfm_clone(later, tfm_params_find(g.p, "generate.tgt_embedding.weight")));
+    y = tfm_matmul(later, tfm_ones(later, TFM_SHAPE(1, 5)),
+                   tfm_clone(later, tfm_params_find(g.p, "generate.tgt_embedding.weight")));
     assert_made(later, y);
     cr_assert(program_step(later, &g, 0), "%s", tfm_error(later));
     program_end(&g);
@@ -595,14 +603,15 @@ Test(memory, objects_outlive_their_context) {
     assert_no_leak(&m);
 }
 
-/* ---- dry runs ----------------------------------------------------------------------------------------------------- */
+/* -- dry runs ------------------------------------------------------------------------------------------------------ */
 
 static void assert_same_memory(const tfm_memory *dry, const tfm_memory *real, const char *what) {
     cr_assert(dry->arena_used == real->arena_used && dry->arena_peak == real->arena_peak,
-              "%s: arena %lld (peak %lld) foretold, %lld (%lld) used", what, (long long)dry->arena_used, (long long)dry->arena_peak,
-              (long long)real->arena_used, (long long)real->arena_peak);
-    cr_assert(dry->held == real->held && dry->held_peak == real->held_peak, "%s: held %lld (peak %lld) foretold, %lld (%lld) in truth",
-              what, (long long)dry->held, (long long)dry->held_peak, (long long)real->held, (long long)real->held_peak);
+              "%s: arena %lld (peak %lld) foretold, %lld (%lld) used", what, (long long)dry->arena_used,
+              (long long)dry->arena_peak, (long long)real->arena_used, (long long)real->arena_peak);
+    cr_assert(dry->held == real->held && dry->held_peak == real->held_peak,
+              "%s: held %lld (peak %lld) foretold, %lld (%lld) in truth", what, (long long)dry->held,
+              (long long)dry->held_peak, (long long)real->held, (long long)real->held_peak);
 }
 
 /* Results of every size, kept and rewound, and a whole model. */
@@ -633,7 +642,8 @@ Test(memory, a_dry_run_foretells_the_real_run_to_the_byte) {
         measured_work(c, &g, which);
         assert_ok(c, tfm_measure_end(c, &dry));
         real = tfm_memory_usage(c);
-        cr_assert(real.arena_used == before.arena_used && real.arena_peak == before.arena_peak, "a dry run used the arena");
+        cr_assert(real.arena_used == before.arena_used && real.arena_peak == before.arena_peak,
+                  "a dry run used the arena");
         measured_work(c, &g, which);
         real = tfm_memory_usage(c);
         assert_same_memory(&dry, &real, "from a fresh context");

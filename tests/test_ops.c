@@ -1,10 +1,10 @@
-/* Ops: elementwise, comparisons, reductions, ranking, softmax, norms, dropout, recording. Every instruction set, dtype and
- * layout against doubles; threads by bits. */
+/* Ops: elementwise, comparisons, reductions, ranking, softmax, norms, dropout, recording. Every instruction set,
+ * dtype and layout against doubles; threads by bits. */
 #include "op_helpers.h"
 
 static const int floats[3] = {TFM_F32, TFM_F16, TFM_BF16};
 
-/* ---- one operand --------------------------------------------------------------------------------------------------- */
+/* -- one operand --------------------------------------------------------------------------------------------------- */
 
 static double ref_neg(double x) { return -x; }
 static double ref_rsqrt(double x) { return 1 / sqrt(x); }
@@ -20,13 +20,21 @@ static const struct unary {
     tfm_tensor *(*op)(tfm_ctx *c, const tfm_tensor *t);
     double (*reference)(double x);
     double scale; /* of the arguments; negative: only positive ones */
-} unaries[] = {
-    {"neg", tfm_neg, ref_neg, 5}, {"abs", tfm_abs, fabs, 5}, {"exp", tfm_exp, exp, 8}, {"log", tfm_log, log, -50},
-    {"sqrt", tfm_sqrt, sqrt, -50}, {"rsqrt", tfm_rsqrt, ref_rsqrt, -50}, {"sin", tfm_sin, sin, 20}, {"cos", tfm_cos, cos, 20},
-    {"tanh", tfm_tanh, tanh, 4}, {"sigmoid", tfm_sigmoid, ref_sigmoid, 8}, {"relu", tfm_relu, ref_relu, 4},
-    {"gelu", tfm_gelu, ref_gelu, 5}, {"gelu_tanh", tfm_gelu_tanh, ref_gelu_tanh, 5},
-    {"gelu_quick", tfm_gelu_quick, ref_gelu_quick, 5}, {"silu", tfm_silu, ref_silu, 8}
-};
+} unaries[] = {{"neg", tfm_neg, ref_neg, 5},
+               {"abs", tfm_abs, fabs, 5},
+               {"exp", tfm_exp, exp, 8},
+               {"log", tfm_log, log, -50},
+               {"sqrt", tfm_sqrt, sqrt, -50},
+               {"rsqrt", tfm_rsqrt, ref_rsqrt, -50},
+               {"sin", tfm_sin, sin, 20},
+               {"cos", tfm_cos, cos, 20},
+               {"tanh", tfm_tanh, tanh, 4},
+               {"sigmoid", tfm_sigmoid, ref_sigmoid, 8},
+               {"relu", tfm_relu, ref_relu, 4},
+               {"gelu", tfm_gelu, ref_gelu, 5},
+               {"gelu_tanh", tfm_gelu_tanh, ref_gelu_tanh, 5},
+               {"gelu_quick", tfm_gelu_quick, ref_gelu_quick, 5},
+               {"silu", tfm_silu, ref_silu, 8}};
 
 Test(unary, every_op_dtype_and_layout_against_doubles) {
     TEST_EACH_ISA(c, 2) {
@@ -45,7 +53,8 @@ Test(unary, every_op_dtype_and_layout_against_doubles) {
                     for (i = 0; i < tfm_numel(t); i++) {
                         const double want = unaries[u].reference(element(t, i));
                         cr_assert(near(element(y, i), want, (fabs(want) + 0.05) * (dtype_epsilon(floats[d]) + 4e-7)),
-                                  "%s(%.9g) = %.9g, expected %.9g", unaries[u].name, element(t, i), element(y, i), want);
+                                  "%s(%.9g) = %.9g, expected %.9g", unaries[u].name, element(t, i), element(y, i),
+                                  want);
                     }
                     tfm_rewind(c, mark);
                 }
@@ -102,7 +111,7 @@ Test(unary, integers_and_f64_are_storage_only) {
     tfm_destroy(c);
 }
 
-/* ---- two operands -------------------------------------------------------------------------------------------------- */
+/* -- two operands -------------------------------------------------------------------------------------------------- */
 
 static double ref_add(double a, double b) { return a + b; }
 static double ref_sub(double a, double b) { return a - b; }
@@ -115,8 +124,12 @@ static const struct binary {
     const char *name;
     tfm_tensor *(*op)(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
     double (*reference)(double a, double b);
-} binaries[] = {{"add", tfm_add, ref_add}, {"sub", tfm_sub, ref_sub}, {"mul", tfm_mul, ref_mul},
-                {"div", tfm_div, ref_div}, {"minimum", tfm_minimum, ref_minimum}, {"maximum", tfm_maximum, ref_maximum}};
+} binaries[] = {{"add", tfm_add, ref_add},
+                {"sub", tfm_sub, ref_sub},
+                {"mul", tfm_mul, ref_mul},
+                {"div", tfm_div, ref_div},
+                {"minimum", tfm_minimum, ref_minimum},
+                {"maximum", tfm_maximum, ref_maximum}};
 
 static tfm_shape broadcast_case(int i, int second) {
     switch (2 * i + second) {
@@ -192,7 +205,8 @@ Test(glu, is_activation_of_gate_times_up) {
                 tfm_tensor *gate = lying(c, floats[d], TFM_SHAPE(2, 33), LIES_IN_STEPS, 3, 1),
                            *up = lying(c, floats[d], TFM_SHAPE(2, 33), LIES_PLAIN, 3, 2);
                 tfm_tensor *y = tfm_glu(c, gate, up, a),
-                           *want = tfm_mul(c, tfm_activation(c, tfm_cast(c, gate, TFM_F32), a), tfm_cast(c, up, TFM_F32));
+                           *want =
+                               tfm_mul(c, tfm_activation(c, tfm_cast(c, gate, TFM_F32), a), tfm_cast(c, up, TFM_F32));
                 assert_tensor_close(c, y, want, dtype_epsilon(floats[d]) * 1.1, 1e-6);
                 cr_assert(y->dtype == floats[d]);
             }
@@ -201,7 +215,7 @@ Test(glu, is_activation_of_gate_times_up) {
     }
 }
 
-/* ---- comparisons --------------------------------------------------------------------------------------------------- */
+/* -- comparisons --------------------------------------------------------------------------------------------------- */
 
 static int ref_compare(double a, double b, int relation) {
     switch (relation) {
@@ -227,7 +241,8 @@ Test(compare, every_pair_of_dtypes) {
                 int64_t i;
                 assert_made(c, y);
                 cr_assert(y->dtype == TFM_BOOL);
-                for (i = 0; i < 51; i++) cr_assert(element(y, i) == ref_compare(element(x, i), element(z, i), relation));
+                for (i = 0; i < 51; i++)
+                    cr_assert(element(y, i) == ref_compare(element(x, i), element(z, i), relation));
             }
             tfm_rewind(c, mark);
         }
@@ -260,13 +275,14 @@ Test(compare, nan_equals_nothing) {
         cr_assert(tfm_item(tfm_compare(c, x, x, relation)) == (relation == TFM_NE));
         cr_assert(tfm_item(tfm_compare(c, tfm_cast(c, x, TFM_F64), tfm_full(c, TFM_I64, TFM_SHAPE(1), 1), relation)) ==
                   (relation == TFM_NE));
-        cr_assert(tfm_item(tfm_compare_scalar(c, tfm_full(c, TFM_I64, TFM_SHAPE(1), 1), NAN, relation)) == (relation == TFM_NE));
+        cr_assert(tfm_item(tfm_compare_scalar(c, tfm_full(c, TFM_I64, TFM_SHAPE(1), 1), NAN, relation))
+                  == (relation == TFM_NE));
     }
     cr_assert(tfm_item(tfm_compare_scalar(c, tfm_full(c, TFM_F32, TFM_SHAPE(1), 0.1), 0.1, TFM_EQ)) == 1);
     tfm_destroy(c);
 }
 
-/* ---- reductions ---------------------------------------------------------------------------------------------------- */
+/* -- reductions ---------------------------------------------------------------------------------------------------- */
 
 enum { SUM, MEAN, MAX, MIN, LOGSUMEXP };
 
@@ -319,15 +335,20 @@ static void check_reduction(tfm_ctx *c, int what, const tfm_tensor *t, int axes)
             least = fmin(least, x);
             exps += exp(x);
         }
-        want = what == SUM ? sum : what == MEAN ? sum / (double)n : what == MAX ? most : what == MIN ? least : log(exps);
+        want = what == SUM    ? sum
+               : what == MEAN ? sum / (double)n
+               : what == MAX  ? most
+               : what == MIN  ? least
+                              : log(exps);
         cr_assert(near(element(k, o), want,
-                       what == MAX || what == MIN
-                           ? 0
-                           : (fabs(want) + 0.01) * dtype_epsilon(t->dtype) + 3e-7 * (what == SUM    ? absolute
-                                                                                     : what == MEAN ? absolute / (double)n
-                                                                                                    : 1)),
-                  "reduction %d over axes %d of %s: %.9g, expected %.9g", what, axes, tfm_dtype_name(t->dtype), element(k, o),
-                  want);
+                       what == MAX || what == MIN ? 0
+                                                  : (fabs(want) + 0.01) * dtype_epsilon(t->dtype)
+                                                        + 3e-7
+                                                              * (what == SUM    ? absolute
+                                                                 : what == MEAN ? absolute / (double)n
+                                                                                : 1)),
+                  "reduction %d over axes %d of %s: %.9g, expected %.9g", what, axes, tfm_dtype_name(t->dtype),
+                  element(k, o), want);
     }
 }
 
@@ -377,8 +398,10 @@ Test(reduce, nan_goes_through_maximum_and_minimum) {
         const int64_t at[2] = {33, 41};
         assert_ok(c, tfm_set(c, t, at, NAN));
         cr_assert(isnan(tfm_item(tfm_max(c, t, all_dims(), 0))) && isnan(tfm_item(tfm_min(c, t, all_dims(), 0))));
-        cr_assert(isnan(element(tfm_max(c, t, TFM_SHAPE(0), 0), 41)) && !isnan(element(tfm_max(c, t, TFM_SHAPE(0), 0), 40)));
-        cr_assert(isnan(element(tfm_min(c, t, TFM_SHAPE(1), 0), 33)) && !isnan(element(tfm_min(c, t, TFM_SHAPE(1), 0), 32)));
+        cr_assert(isnan(element(tfm_max(c, t, TFM_SHAPE(0), 0), 41))
+                  && !isnan(element(tfm_max(c, t, TFM_SHAPE(0), 0), 40)));
+        cr_assert(isnan(element(tfm_min(c, t, TFM_SHAPE(1), 0), 33))
+                  && !isnan(element(tfm_min(c, t, TFM_SHAPE(1), 0), 32)));
     }
 }
 
@@ -417,7 +440,7 @@ Test(reduce, impossible_dims_are_refused) {
     tfm_destroy(c);
 }
 
-/* ---- ranking ------------------------------------------------------------------------------------------------------- */
+/* -- ranking ------------------------------------------------------------------------------------------------------- */
 
 Test(argmax, finds_the_first_of_equals_in_any_dtype_and_layout) {
     TEST_EACH_ISA(c, 2) {
@@ -466,7 +489,8 @@ Test(topk, is_sorted_and_stable) {
         for (d = 0; d < 3; d++) {
             for (layout = 0; layout < LAYOUTS; layout++) {
                 const tfm_marker mark = tfm_mark(c);
-                tfm_tensor *t = tfm_cast(c, lying(c, I64, TFM_SHAPE(3, 700), layout, 1, 4), floats[d]); /* many equal values */
+                tfm_tensor *t =
+                    tfm_cast(c, lying(c, I64, TFM_SHAPE(3, 700), layout, 1, 4), floats[d]); /* many equal values */
                 for (k = 0; k <= 700; k = 3 * k + 1) {
                     tfm_tensor *places = NULL, *y = tfm_topk(c, t, k, &places);
                     int64_t r, i;
@@ -495,7 +519,7 @@ Test(topk, is_sorted_and_stable) {
     }
 }
 
-/* ---- softmax ------------------------------------------------------------------------------------------------------- */
+/* -- softmax ------------------------------------------------------------------------------------------------------- */
 
 Test(softmax, every_dim_dtype_and_layout_against_doubles) {
     TEST_EACH_ISA(c, 2) {
@@ -518,8 +542,8 @@ Test(softmax, every_dim_dtype_and_layout_against_doubles) {
                                 sum += exp(tfm_get(t, here));
                             }
                             want = logs ? tfm_get(t, at) - log(sum) : exp(tfm_get(t, at)) / sum;
-                            cr_assert(
-                                near(tfm_get(y, at), want, fabs(want) * (dtype_epsilon(floats[d]) + 4e-7) + 6e-8 + 6e-7 * logs));
+                            cr_assert(near(tfm_get(y, at), want,
+                                           fabs(want) * (dtype_epsilon(floats[d]) + 4e-7) + 6e-8 + 6e-7 * logs));
                         }
                     }
                 }
@@ -537,13 +561,14 @@ Test(softmax, slices_of_minus_infinity_give_zeros_and_nan_stays_in_its_slice) {
         at[0] = 2, at[1] = 5;
         assert_ok(c, tfm_set(c, t, at, NAN));
         y = tfm_softmax(c, t, 1);
-        cr_assert(near(element(y, 0), 0.05, 1e-8) && element(y, 20) == 0 && element(y, 39) == 0 && isnan(element(y, 40)));
+        cr_assert(near(element(y, 0), 0.05, 1e-8) && element(y, 20) == 0 && element(y, 39) == 0
+                  && isnan(element(y, 40)));
         assert_shape(c, tfm_softmax(c, tfm_zeros(c, TFM_SHAPE(3, 0)), 1), TFM_SHAPE(3, 0));
         assert_shape(c, tfm_softmax(c, tfm_zeros(c, TFM_SHAPE(0, 3)), 1), TFM_SHAPE(0, 3));
     }
 }
 
-/* ---- norms --------------------------------------------------------------------------------------------------------- */
+/* -- norms --------------------------------------------------------------------------------------------------------- */
 
 static void check_norm(tfm_ctx *c, int layer, int dtype, int weight_dtype, int layout, int dims, int with_residual) {
     const tfm_marker mark = tfm_mark(c);
@@ -551,7 +576,8 @@ static void check_norm(tfm_ctx *c, int layer, int dtype, int weight_dtype, int l
     tfm_tensor *x = lying(c, dtype, shape, layout, 2, 1),
                *residual = with_residual ? lying(c, dtype, shape, (layout + 1) % LAYOUTS, 2, 2) : NULL;
     tfm_shape inner = tfm_shape_of(dims, shape.dim + 3 - dims), statistics = shape;
-    tfm_tensor *weight = lying(c, weight_dtype, inner, layout, 1, 3), *bias = lying(c, weight_dtype, inner, LIES_IN_STEPS, 1, 4);
+    tfm_tensor *weight = lying(c, weight_dtype, inner, layout, 1, 3),
+               *bias = lying(c, weight_dtype, inner, LIES_IN_STEPS, 1, 4);
     tfm_tensor *sum = NULL, *mean = NULL, *rstd = NULL, *y;
     tfm_norm_options o;
     int64_t rows = 1, n = 1, r, i;
@@ -589,8 +615,8 @@ static void check_norm(tfm_ctx *c, int layer, int dtype, int weight_dtype, int l
             const double v = element(x, r * n + i) + (residual ? element(residual, r * n + i) : 0);
             const double want = (v - m) * scale * (1 + element(weight, i)) + (layer ? element(bias, i) : 0);
             cr_assert(near(element(sum, r * n + i), v, fabs(v) * dtype_epsilon(dtype)));
-            cr_assert(near(element(y, r * n + i), want, (fabs(want) + 1) * (dtype_epsilon(dtype) + 2e-6)), "%.9g, expected %.9g",
-                      element(y, r * n + i), want);
+            cr_assert(near(element(y, r * n + i), want, (fabs(want) + 1) * (dtype_epsilon(dtype) + 2e-6)),
+                      "%.9g, expected %.9g", element(y, r * n + i), want);
         }
     }
     tfm_rewind(c, mark);
@@ -642,7 +668,7 @@ Test(norm, impossible_ones_are_refused) {
     tfm_destroy(c);
 }
 
-/* ---- dropout ------------------------------------------------------------------------------------------------------- */
+/* -- dropout ------------------------------------------------------------------------------------------------------- */
 
 Test(dropout, drops_the_share_and_scales_the_rest) {
     tfm_ctx *c = context(1);
@@ -665,11 +691,12 @@ Test(dropout, drops_the_share_and_scales_the_rest) {
     tfm_destroy(c);
 }
 
-/* ---- threads ------------------------------------------------------------------------------------------------------- */
+/* -- threads ------------------------------------------------------------------------------------------------------- */
 
 /* Results of ops on large tensors, one after the other in `out`. */
 static int64_t run_everything(tfm_ctx *c, float *out, int64_t room) {
-    tfm_tensor *x = plain(c, TFM_SHAPE(70, 9, 301), 1), *t = tfm_transpose(c, x, 0, 2), *h = tfm_cast(c, x, TFM_BF16), *list[24];
+    tfm_tensor *x = plain(c, TFM_SHAPE(70, 9, 301), 1), *t = tfm_transpose(c, x, 0, 2), *h = tfm_cast(c, x, TFM_BF16),
+               *list[24];
     tfm_tensor *row = plain(c, TFM_SHAPE(301), 2), *wide = plain(c, TFM_SHAPE(300000), 3);
     int64_t used = 0;
     int n = 0, i;
@@ -722,7 +749,7 @@ Test(threads_of_ops, any_number_gives_the_same_bits) {
     free(now);
 }
 
-/* ---- recording ----------------------------------------------------------------------------------------------------- */
+/* -- recording ----------------------------------------------------------------------------------------------------- */
 
 Test(recording, results_inherit_the_need_of_a_gradient) {
     tfm_ctx *c = context(1);
@@ -744,7 +771,8 @@ Test(recording, results_inherit_the_need_of_a_gradient) {
 
 Test(recording, what_the_tape_reads_cannot_be_written) {
     tfm_ctx *c = context(1);
-    tfm_tensor *x = plain(c, TFM_SHAPE(4, 3), 1), *w = plain(c, TFM_SHAPE(4, 3), 2), *free_one = plain(c, TFM_SHAPE(4, 3), 3), *y;
+    tfm_tensor *x = plain(c, TFM_SHAPE(4, 3), 1), *w = plain(c, TFM_SHAPE(4, 3), 2),
+               *free_one = plain(c, TFM_SHAPE(4, 3), 3), *y;
     const int64_t at[2] = {0, 0};
     assert_ok(c, tfm_set_requires_grad(c, w, 1));
     assert_ok(c, tfm_set(c, x, at, 1));
@@ -777,7 +805,7 @@ Test(recording, rewinding_below_the_tape_is_an_error) {
     tfm_destroy(c);
 }
 
-/* ---- profile and cancel -------------------------------------------------------------------------------------------- */
+/* -- profile and cancel -------------------------------------------------------------------------------------------- */
 
 Test(profile, rows_are_ops_by_shape) {
     tfm_ctx *c = context(1);
@@ -806,7 +834,7 @@ Test(cancel, the_running_op_fails_and_clear_goes_on) {
     tfm_destroy(c);
 }
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
 static void make_everything(tfm_ctx *c, void *user) {
     tfm_tensor *t = tfm_ones(c, TFM_SHAPE(300, 2000)), *places = NULL, *statistics = NULL;
@@ -826,7 +854,9 @@ static void make_everything(tfm_ctx *c, void *user) {
     tfm_tape_clear(c);
 }
 
-Test(ops_memory, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_everything, NULL, NULL); }
+Test(ops_memory, every_failing_allocation_is_an_error_and_no_leak) {
+    test_each_allocation_failing(make_everything, NULL, NULL);
+}
 
 Test(ops_memory, ops_take_their_result_and_nothing_else) {
     tfm_ctx *c = context(1);
@@ -847,8 +877,8 @@ Test(ops_memory, ops_take_their_result_and_nothing_else) {
         default: tfm_matmul(c, tfm_narrow(c, h, 1, 0, 512), h); break;
         }
         cr_assert(tfm_status_of(c) == TFM_OK, "%s", tfm_error(c));
-        cr_assert(tfm_memory_usage(c).arena_peak - before <= result + 65536 + (i == 7 ? 4 << 20 : 0), "op %d takes %lld bytes", i,
-                  (long long)(tfm_memory_usage(c).arena_peak - before));
+        cr_assert(tfm_memory_usage(c).arena_peak - before <= result + 65536 + (i == 7 ? 4 << 20 : 0),
+                  "op %d takes %lld bytes", i, (long long)(tfm_memory_usage(c).arena_peak - before));
         tfm_rewind(c, mark);
     }
     tfm_destroy(c);

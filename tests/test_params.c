@@ -102,7 +102,8 @@ Test(params, wrapped_memory_is_used_as_it_lies) {
     tfm_destroy(c);
 }
 
-/* Linear, plain and packed: same bits, for every dtype of weights, every width and a row count on both sides of the tile. */
+/* Linear, plain and packed: same bits, for every dtype of weights, every width and a row count on both sides of the
+ * tile. */
 Test(params, packed_and_plain_give_the_same_bits) {
     static const int dtypes[3] = {TFM_F32, TFM_F16, TFM_BF16};
     static const int64_t outs[] = {1, 15, 16, 17, 40, 144}, rows[] = {1, 2, 7, 30};
@@ -259,7 +260,8 @@ Test(params, strict_store_names_what_is_missing) {
     cr_assert(l.in_proj_weight == t); /* bound, whatever float dtype it was loaded in */
     g.heads = 4;
     g.kv_heads = 2;
-    assert_init_refused(c, tfm_mha_init(c, p, "a", &g, &l), "'a.in_proj_weight' is (24, 8) in the store, but (16, 8) is needed");
+    assert_init_refused(c, tfm_mha_init(c, p, "a", &g, &l),
+                        "'a.in_proj_weight' is (24, 8) in the store, but (16, 8) is needed");
     assert_made(c, tfm_params_add(c, p, "b.in_proj_weight", TFM_I8, TFM_SHAPE(16, 8)));
     assert_init_refused(c, tfm_mha_init(c, p, "b", &g, &l), "is i8 in the store");
     tfm_params_destroy(p);
@@ -303,10 +305,12 @@ Test(params, initial_values_follow_pytorch) {
     g.d_model = 96;
     g.heads = 4;
     assert_ok(c, tfm_mha_init(c, p, "a", &g, &a));
-    for (i = 0, most = 0, w = (const float *)a.in_proj_weight->data; i < 3 * 96 * 96; i++) most = fmax(most, fabs((double)w[i]));
+    for (i = 0, most = 0, w = (const float *)a.in_proj_weight->data; i < 3 * 96 * 96; i++)
+        most = fmax(most, fabs((double)w[i]));
     cr_assert(most <= sqrt(6.0 / (4 * 96)) && most > 0.999 * sqrt(6.0 / (4 * 96))); /* the whole 3E x E matrix is one */
     for (i = 0; i < 288; i++) cr_assert_eq(((const float *)a.in_proj_bias->data)[i], 0);
-    for (i = 0, most = 0, w = (const float *)a.out_proj.weight->data; i < 96 * 96; i++) most = fmax(most, fabs((double)w[i]));
+    for (i = 0, most = 0, w = (const float *)a.out_proj.weight->data; i < 96 * 96; i++)
+        most = fmax(most, fabs((double)w[i]));
     cr_assert(most <= 1 / sqrt(96.0) && most > 0.99 / sqrt(96.0));
     for (i = 0; i < 96; i++) cr_assert_eq(((const float *)a.out_proj.bias->data)[i], 0);
     tfm_params_destroy(p);
@@ -362,7 +366,8 @@ Test(params, a_store_of_a_measurement_has_no_values) {
     assert_made(c, tfm_linear_forward(c, &l, tfm_empty(c, TFM_F32, TFM_SHAPE(1, 1000000))));
     assert_verb_refused(c, tfm_linear_init(c, real, "l", 4, 4, 1, &unmade), TFM_INVALID);
     assert_ok(c, tfm_measure_end(c, &memory));
-    cr_assert(memory.held_peak >= (int64_t)4000004000000, "%lld", (long long)memory.held_peak); /* a program's parameters count */
+    cr_assert(memory.held_peak >= (int64_t)4000004000000, "%lld",
+              (long long)memory.held_peak); /* a program's parameters count */
     assert_refused(c, tfm_linear_forward(c, &l, tfm_ones(c, TFM_SHAPE(1, 1000000))), TFM_INVALID);
     assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
     tfm_params_destroy(p);

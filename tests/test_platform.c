@@ -1,4 +1,5 @@
-/* What stands below the public functions of chapters 1, 2 and 6: a private copy of the library, without what it does not need. */
+/* What stands below the public functions of chapters 1, 2 and 6: a private copy of the library, without what it does
+ * not need. */
 #define _GNU_SOURCE
 #define TFM_NO_SIMD
 #define TFM_NO_FILES
@@ -28,7 +29,7 @@ static tfm_ctx *context_with(const tfm_options *o) {
     return c;
 }
 
-/* ---- 1 ------------------------------------------------------------------------------------------------------------ */
+/* -- 1 ------------------------------------------------------------------------------------------------------------- */
 
 Test(platform, sizes_that_overflow_are_noticed) {
     int64_t r = 7;
@@ -41,7 +42,8 @@ Test(platform, sizes_that_overflow_are_noticed) {
     cr_assert(tfm__add(INT64_MAX - 1, 1, &r) && r == INT64_MAX);
     cr_assert_not(tfm__add(INT64_MAX, 1, &r));
     cr_assert_not(tfm__add(-1, 1, &r));
-    cr_assert(tfm__ceil_div(0, 5) == 0 && tfm__ceil_div(1, 5) == 1 && tfm__ceil_div(5, 5) == 1 && tfm__ceil_div(6, 5) == 2);
+    cr_assert(tfm__ceil_div(0, 5) == 0 && tfm__ceil_div(1, 5) == 1 && tfm__ceil_div(5, 5) == 1
+              && tfm__ceil_div(6, 5) == 2);
     cr_assert(tfm__round_up(0, 64) == 0 && tfm__round_up(1, 64) == 64 && tfm__round_up(64, 64) == 64);
 }
 
@@ -68,14 +70,17 @@ Test(platform, the_clock_goes_forward) {
     cr_assert_neq(tfm__thread_id(), 0u);
 }
 
-/* ---- 2 ------------------------------------------------------------------------------------------------------------ */
+/* -- 2 ------------------------------------------------------------------------------------------------------------- */
 
 /* kat_vectors of Random123, for philox4x32 with 10 rounds. */
 Test(platform, philox_gives_the_published_answers) {
-    static const struct { uint64_t seed, stream, counter; uint32_t out[4]; } known[3] = {
-        {0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-        {UINT64_MAX, UINT64_MAX, UINT64_MAX, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {0x299f31d0a4093822u, 0x0370734413198a2eu, 0x85a308d3243f6a88u, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+    static const struct { uint64_t seed, stream, counter; uint32_t out[4];
+    } known[3] = {{0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+                  {UINT64_MAX, UINT64_MAX, UINT64_MAX, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+                  {0x299f31d0a4093822u,
+                   0x0370734413198a2eu,
+                   0x85a308d3243f6a88u,
+                   {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
     int i;
     for (i = 0; i < 3; i++) {
         uint32_t out[4];
@@ -106,7 +111,9 @@ Test(platform, our_logarithm_and_sine_are_exact_to_1e_15) {
     const int64_t n = test_quick() ? 5000 : 500000;
     int64_t i;
     for (i = 0; i < n; i++) {
-        const uint32_t word = i < 1000 ? (uint32_t)i : i < 2000 ? (uint32_t)(2000 - i) * 0xffffffffu : (uint32_t)((uint64_t)i * 2654435761u);
+        const uint32_t word = i < 1000   ? (uint32_t)i
+                              : i < 2000 ? (uint32_t)(2000 - i) * 0xffffffffu
+                                         : (uint32_t)((uint64_t)i * 2654435761u);
         const double u = ((double)word + 1) / 4294967296.0, angle = (double)word / 4294967296.0 * 6.283185307179586477;
         double sine, cosine;
         tfm__turn(word, &sine, &cosine);
@@ -161,7 +168,7 @@ Test(platform, keep_all_saves_a_list) {
     tfm_destroy(c);
 }
 
-/* ---- 6 ------------------------------------------------------------------------------------------------------------ */
+/* -- 6 ------------------------------------------------------------------------------------------------------------- */
 
 typedef struct work {
     tfm_ctx *c;
@@ -180,7 +187,8 @@ static void task(void *arg, int64_t begin, int64_t end, int slot) {
     work *w = (work *)arg;
     unsigned char *scratch;
     int64_t i;
-    if (begin % w->grain || end - begin > w->grain || end > w->items || begin >= end || slot < 0 || slot >= w->c->threads) {
+    if (begin % w->grain || end - begin > w->grain || end > w->items || begin >= end || slot < 0
+        || slot >= w->c->threads) {
         tfm__atomic_add(&w->wrong, 1);
         return;
     }
@@ -191,7 +199,8 @@ static void task(void *arg, int64_t begin, int64_t end, int slot) {
     if (tfm__fp_mode() != w->mode) tfm__atomic_add(&w->wrong, 1);
     for (i = begin; i < end; i++) w->hit[i]++;
     if (w->inner) tfm__for(w->c, 10, 1, 1e9, inner_task, w);
-    if (scratch[0] != (unsigned char)begin || scratch[SCRATCH - 1] != (unsigned char)begin) tfm__atomic_add(&w->wrong, 1);
+    if (scratch[0] != (unsigned char)begin || scratch[SCRATCH - 1] != (unsigned char)begin)
+        tfm__atomic_add(&w->wrong, 1);
     if (w->stop_at && begin >= w->stop_at) tfm_cancel(w->c);
 }
 
@@ -206,7 +215,8 @@ static work do_work(tfm_ctx *c, int64_t items, int64_t grain, double size, int i
     w.inner = inner;
     tfm__for(c, items, grain, size, task, &w);
     cr_assert_eq(w.wrong, 0, "%lld pieces were wrong", (long long)w.wrong);
-    for (i = 0; i < items; i++) cr_assert_eq(w.hit[i], 1, "item %lld was done %lld times", (long long)i, (long long)w.hit[i]);
+    for (i = 0; i < items; i++)
+        cr_assert_eq(w.hit[i], 1, "item %lld was done %lld times", (long long)i, (long long)w.hit[i]);
     return w;
 }
 
@@ -223,7 +233,8 @@ Test(threads_inside, a_job_does_every_item_once_in_pieces_of_its_grain) {
     for (i = 0; i < 4; i++) {
         tfm_options o = options_of(counts[i]);
         tfm_ctx *c = context_with(&o);
-        for (round = 0; round < rounds; round++) (void)do_work(c, 1 + round * 37 % 4096, 1 + round % 7, round % 3 ? 1e9 : 1000.0 * round, 0);
+        for (round = 0; round < rounds; round++)
+            (void)do_work(c, 1 + round * 37 % 4096, 1 + round % 7, round % 3 ? 1e9 : 1000.0 * round, 0);
         (void)do_work(c, 0, 1, 1e9, 0);
         (void)do_work(c, 4096, 4096, 1e9, 0);
         (void)do_work(c, 5, 1000, 1e9, 0);
@@ -308,11 +319,13 @@ static void write_text(const char *directory, const char *name, const char *text
 static int quota(const char *root, const char *group, int v1) {
     char copy[64];
     snprintf(copy, sizeof copy, "%s", group);
-    return v1 ? tfm__quota_of(root, copy, "cpu.cfs_quota_us", "cpu.cfs_period_us") : tfm__quota_of(root, copy, "cpu.max", NULL);
+    return v1 ? tfm__quota_of(root, copy, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+              : tfm__quota_of(root, copy, "cpu.max", NULL);
 }
 
 Test(threads_inside, quotas_of_a_control_group_and_of_those_above_are_read) {
-    static const char *const files[] = {"a/b/cpu.max", "a/cpu.max", "a/b", "v1/cpu.cfs_quota_us", "v1/cpu.cfs_period_us", "v1", "a", ""};
+    static const char *const files[] = {"a/b/cpu.max",          "a/cpu.max", "a/b", "v1/cpu.cfs_quota_us",
+                                        "v1/cpu.cfs_period_us", "v1",        "a",   ""};
     char root[300], path[600];
     int i;
     test_temporary_path(root, sizeof root, "groups");

@@ -69,8 +69,10 @@ ROTARY_GOLDEN(yarn_options)
 static void check_sinusoidal(const char *name) {
     tfm_ctx *c = context_of(1);
     tfm_file *f = golden(c, name);
-    const int kind = !strcmp(meta(f, "kind", ""), "sinusoidal") ? TFM_POSITION_SINUSOIDAL : TFM_POSITION_SINUSOIDAL_HALVES;
-    tfm_tensor *y = tfm_sinusoidal(c, kind, meta_int(f, "start", 0), meta_int(f, "length", 0), meta_int(f, "d_model", 0));
+    const int kind =
+        !strcmp(meta(f, "kind", ""), "sinusoidal") ? TFM_POSITION_SINUSOIDAL : TFM_POSITION_SINUSOIDAL_HALVES;
+    tfm_tensor *y =
+        tfm_sinusoidal(c, kind, meta_int(f, "start", 0), meta_int(f, "length", 0), meta_int(f, "d_model", 0));
     assert_tensor_close(c, y, tfm_file_tensor(c, f, "out.table"), meta_number(f, "rtol", 0), meta_number(f, "atol", 0));
     tfm_file_close(f);
     tfm_destroy(c);

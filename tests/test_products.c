@@ -1,10 +1,10 @@
-/* Products: tfm_matmul, tfm_linear, tfm_embedding. Values against doubles, and the promise that the bits of an output do not
- * depend on anything but its own row and column. */
+/* Products: tfm_matmul, tfm_linear, tfm_embedding. Values against doubles, and the promise that the bits of an
+ * output do not depend on anything but its own row and column. */
 #include "op_helpers.h"
 
 static const int floats[3] = {TFM_F32, TFM_F16, TFM_BF16};
 
-/* ---- references ---------------------------------------------------------------------------------------------------- */
+/* -- references ---------------------------------------------------------------------------------------------------- */
 
 /* y (rows, cols) is a (rows, depth) times b (depth, cols), which are 2-D. */
 static void check_product(const tfm_tensor *y, const tfm_tensor *a, const tfm_tensor *b) {
@@ -65,7 +65,7 @@ static tfm_tensor packed(const tfm_tensor *values, void *memory) {
     return t;
 }
 
-/* ---- values -------------------------------------------------------------------------------------------------------- */
+/* -- values -------------------------------------------------------------------------------------------------------- */
 
 Test(matmul, every_small_size_against_doubles) {
     TEST_EACH_ISA(c, 1) {
@@ -75,7 +75,8 @@ Test(matmul, every_small_size_against_doubles) {
             for (n = 0; n < 12; n++) {
                 for (k = 0; k < 12; k += 1 + (m + n) % 3) {
                     const tfm_marker mark = tfm_mark(c);
-                    tfm_tensor *a = plain(c, TFM_SHAPE(sizes[m], sizes[k]), 1), *b = plain(c, TFM_SHAPE(sizes[k], sizes[n]), 2);
+                    tfm_tensor *a = plain(c, TFM_SHAPE(sizes[m], sizes[k]), 1),
+                               *b = plain(c, TFM_SHAPE(sizes[k], sizes[n]), 2);
                     tfm_tensor *y = tfm_matmul(c, a, b);
                     assert_made(c, y);
                     check_product(y, a, b);
@@ -175,7 +176,7 @@ Test(matmul, nan_and_infinity_go_where_arithmetic_sends_them) {
     }
 }
 
-/* ---- linear -------------------------------------------------------------------------------------------------------- */
+/* -- linear -------------------------------------------------------------------------------------------------------- */
 
 Test(linear, is_activation_of_product_plus_bias) {
     TEST_EACH_ISA(c, 2) {
@@ -223,7 +224,7 @@ Test(linear, without_inputs_is_activation_of_the_bias) {
     }
 }
 
-/* ---- bits ---------------------------------------------------------------------------------------------------------- */
+/* -- bits ---------------------------------------------------------------------------------------------------------- */
 
 static int64_t size_case(int i) {
     static const int64_t sizes[] = {1, 7, 64, 100, 384, 401, 770};
@@ -236,8 +237,8 @@ Test(matmul, one_row_has_the_bits_of_many_rows) {
         for (k = 0; k < (test_quick() ? 3 : 7); k++) {
             for (n = 0; n < 5; n++) {
                 const tfm_marker mark = tfm_mark(c);
-                tfm_tensor *a = plain(c, TFM_SHAPE(40, size_case(k)), 1), *b = plain(c, TFM_SHAPE(size_case(k), size_case(n)), 2),
-                           *y = tfm_matmul(c, a, b);
+                tfm_tensor *a = plain(c, TFM_SHAPE(40, size_case(k)), 1),
+                           *b = plain(c, TFM_SHAPE(size_case(k), size_case(n)), 2), *y = tfm_matmul(c, a, b);
                 int64_t r;
                 for (r = 0; r < 40; r += 13) {
                     assert_same_tensor(c, tfm_matmul(c, tfm_narrow(c, a, 0, r, 1), b), tfm_narrow(c, y, 0, r, 1));
@@ -255,7 +256,8 @@ Test(matmul, one_column_has_the_bits_of_many_columns) {
     TEST_EACH_ISA(c, 1) {
         tfm_tensor *a = plain(c, TFM_SHAPE(14, 401), 1), *b = plain(c, TFM_SHAPE(401, 70), 2), *y = tfm_matmul(c, a, b);
         int64_t j;
-        for (j = 0; j < 70; j += 3) assert_same_tensor(c, tfm_matmul(c, a, tfm_narrow(c, b, 1, j, 1)), tfm_narrow(c, y, 1, j, 1));
+        for (j = 0; j < 70; j += 3)
+            assert_same_tensor(c, tfm_matmul(c, a, tfm_narrow(c, b, 1, j, 1)), tfm_narrow(c, y, 1, j, 1));
         for (j = 2; j < 70; j += 5) {
             assert_same_tensor(c, tfm_matmul(c, a, tfm_narrow(c, b, 1, 70 - j, j)), tfm_narrow(c, y, 1, 70 - j, j));
         }
@@ -268,7 +270,8 @@ Test(matmul, layout_of_operands_does_not_change_bits) {
         int i;
         for (i = 0; i < (test_quick() ? 3 : 4); i++) {
             const tfm_marker mark = tfm_mark(c);
-            tfm_tensor *a = plain(c, TFM_SHAPE(rows[i], 401), 1), *b = plain(c, TFM_SHAPE(401, 300), 2), *y = tfm_matmul(c, a, b);
+            tfm_tensor *a = plain(c, TFM_SHAPE(rows[i], 401), 1), *b = plain(c, TFM_SHAPE(401, 300), 2),
+                       *y = tfm_matmul(c, a, b);
             tfm_tensor *at = tfm_transpose(c, tfm_clone(c, tfm_transpose(c, a, 0, 1)), 0, 1),
                        *bt = tfm_transpose(c, tfm_clone(c, tfm_transpose(c, b, 0, 1)), 0, 1);
             assert_same_tensor(c, tfm_matmul(c, at, b), y);
@@ -282,8 +285,8 @@ Test(matmul, layout_of_operands_does_not_change_bits) {
 
 Test(matmul, the_product_of_a_batch_has_the_bits_of_each) {
     TEST_EACH_ISA(c, 3) {
-        tfm_tensor *a = plain(c, TFM_SHAPE(3, 4, 33, 65), 1), *b = tfm_transpose(c, plain(c, TFM_SHAPE(3, 40, 4, 65), 2), 1, 2),
-                   *y;
+        tfm_tensor *a = plain(c, TFM_SHAPE(3, 4, 33, 65), 1),
+                   *b = tfm_transpose(c, plain(c, TFM_SHAPE(3, 40, 4, 65), 2), 1, 2), *y;
         int64_t i, h;
         y = tfm_matmul(c, a, tfm_transpose(c, b, 2, 3));
         assert_shape(c, y, TFM_SHAPE(3, 4, 33, 40));
@@ -305,7 +308,8 @@ Test(linear, packed_and_plain_weights_have_the_same_bits) {
         int d, i;
         for (d = 0; d < 3; d++) {
             const tfm_marker mark = tfm_mark(c);
-            tfm_tensor *weight = lying(c, floats[d], TFM_SHAPE(310, 401), LIES_PLAIN, 1, 2), *bias = plain(c, TFM_SHAPE(310), 3);
+            tfm_tensor *weight = lying(c, floats[d], TFM_SHAPE(310, 401), LIES_PLAIN, 1, 2),
+                       *bias = plain(c, TFM_SHAPE(310), 3);
             tfm_tensor panels = packed(weight, memory);
             for (i = 0; i < (test_quick() ? 4 : 6); i++) {
                 tfm_tensor *x = plain(c, TFM_SHAPE(rows[i], 401), 1), *y = tfm_linear(c, x, weight, bias, TFM_ACT_GELU);
@@ -383,7 +387,7 @@ Test(products, any_number_of_threads_gives_the_same_bits) {
     free(now);
 }
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
 Test(products, tiny_ones_take_nothing_but_the_result) {
     tfm_ctx *c = context(1);
@@ -429,9 +433,11 @@ static void make_products(tfm_ctx *c, void *user) {
     tfm_embedding(c, b, tfm_arange(c, TFM_I64, 0, 600, 1));
 }
 
-Test(products, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_products, NULL, NULL); }
+Test(products, every_failing_allocation_is_an_error_and_no_leak) {
+    test_each_allocation_failing(make_products, NULL, NULL);
+}
 
-/* ---- embedding ----------------------------------------------------------------------------------------------------- */
+/* -- embedding ----------------------------------------------------------------------------------------------------- */
 
 Test(embedding, reads_rows_of_plain_and_packed_tables_as_f32) {
     TEST_EACH_ISA(c, 2) {
@@ -464,7 +470,8 @@ Test(embedding, a_bad_id_is_named_with_position_and_limit) {
     cr_assert(tfm_embedding(c, table, tfm_from(c, TFM_I32, TFM_SHAPE(2, 2), ids)) == NULL);
     assert_error_says(c, "tfm_embedding: ids holds 4 at position 2, expected 0 to 3");
     assert_refused(c, tfm_embedding(c, table, tfm_ones(c, TFM_SHAPE(2))), TFM_INVALID);
-    assert_refused(c, tfm_embedding(c, tfm_ones(c, TFM_SHAPE(4)), tfm_from(c, TFM_I32, TFM_SHAPE(1), ids)), TFM_INVALID);
+    assert_refused(c, tfm_embedding(c, tfm_ones(c, TFM_SHAPE(4)), tfm_from(c, TFM_I32, TFM_SHAPE(1), ids)),
+                   TFM_INVALID);
     assert_shape(c, tfm_embedding(c, table, tfm_from(c, TFM_I64, TFM_SHAPE(0), NULL)), TFM_SHAPE(0, 2));
     tfm_destroy(c);
 }

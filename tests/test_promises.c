@@ -19,7 +19,7 @@ static tfm_ctx *context(void) {
     return c;
 }
 
-/* ---- macros and shapes -------------------------------------------------------------------------------------------- */
+/* -- macros and shapes --------------------------------------------------------------------------------------------- */
 
 Test(promises, version_of_header_and_implementation_agree) {
     cr_assert_eq(tfm_version(), TFM_VERSION);
@@ -27,13 +27,14 @@ Test(promises, version_of_header_and_implementation_agree) {
 
 /* Numbers that files and other languages may hold: they never change. */
 Test(promises, constants_keep_their_values) {
-    cr_assert(TFM_OK == 0 && TFM_INVALID == 1 && TFM_OOM == 2 && TFM_IO == 3 && TFM_FORMAT == 4 && TFM_UNSUPPORTED == 5 &&
-              TFM_CANCELLED == 6 && TFM_BUSY == 7);
-    cr_assert(TFM_F32 == 0 && TFM_F16 == 1 && TFM_BF16 == 2 && TFM_F64 == 3 && TFM_I64 == 4 && TFM_I32 == 5 && TFM_I8 == 6 &&
-              TFM_U8 == 7 && TFM_BOOL == 8 && TFM_DTYPE_COUNT == 9);
-    cr_assert(TFM_ACT_NONE == 0 && TFM_ACT_RELU == 1 && TFM_ACT_GELU == 2 && TFM_ACT_GELU_TANH == 3 && TFM_ACT_GELU_QUICK == 4 &&
-              TFM_ACT_SILU == 5 && TFM_ACT_SIGMOID == 6 && TFM_ACT_TANH == 7);
-    cr_assert(TFM_CAUSAL_NONE == 0 && TFM_CAUSAL_TOP_LEFT == 1 && TFM_CAUSAL_BOTTOM_RIGHT == 2 && TFM_CAUSAL_OFFSET == 3);
+    cr_assert(TFM_OK == 0 && TFM_INVALID == 1 && TFM_OOM == 2 && TFM_IO == 3 && TFM_FORMAT == 4 && TFM_UNSUPPORTED == 5
+              && TFM_CANCELLED == 6 && TFM_BUSY == 7);
+    cr_assert(TFM_F32 == 0 && TFM_F16 == 1 && TFM_BF16 == 2 && TFM_F64 == 3 && TFM_I64 == 4 && TFM_I32 == 5
+              && TFM_I8 == 6 && TFM_U8 == 7 && TFM_BOOL == 8 && TFM_DTYPE_COUNT == 9);
+    cr_assert(TFM_ACT_NONE == 0 && TFM_ACT_RELU == 1 && TFM_ACT_GELU == 2 && TFM_ACT_GELU_TANH == 3
+              && TFM_ACT_GELU_QUICK == 4 && TFM_ACT_SILU == 5 && TFM_ACT_SIGMOID == 6 && TFM_ACT_TANH == 7);
+    cr_assert(TFM_CAUSAL_NONE == 0 && TFM_CAUSAL_TOP_LEFT == 1 && TFM_CAUSAL_BOTTOM_RIGHT == 2
+              && TFM_CAUSAL_OFFSET == 3);
     cr_assert(TFM_ISA_SCALAR == 0 && TFM_ISA_NEON == 1 && TFM_ISA_AVX2 == 2 && TFM_ISA_AVX512 == 3);
 }
 
@@ -81,19 +82,21 @@ Test(promises, a_shape_of_a_tensor_makes_one_like_it) {
     tfm_tensor *x = tfm_ones(c, TFM_SHAPE(2, 3, 4)), *scalar = tfm_ones(c, tfm_shape_of(0, NULL));
     assert_made(c, x);
     assert_made(c, scalar);
-    cr_assert(is_shape(tfm_shape_like(x), 3) && is_shape(tfm_shape_like(scalar), 0) && is_shape(tfm_shape_like(NULL), 0));
+    cr_assert(is_shape(tfm_shape_like(x), 3) && is_shape(tfm_shape_like(scalar), 0)
+              && is_shape(tfm_shape_like(NULL), 0));
     cr_assert(tfm_numel(x) == 24 && tfm_numel(scalar) == 1 && tfm_numel(NULL) == 0 && tfm_item(scalar) == 1);
     assert_refused(c, tfm_ones(c, tfm_shape_of(7, NULL)), TFM_INVALID);
     assert_refused(c, tfm_ones(c, tfm_shape_of(-1, NULL)), TFM_INVALID);
     tfm_destroy(c);
 }
 
-/* ---- zeroed options ----------------------------------------------------------------------------------------------- */
+/* -- zeroed options ------------------------------------------------------------------------------------------------ */
 
 static void assert_equal(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b, const char *what) {
     float *x = test_floats(c, a), *y = test_floats(c, b);
     cr_assert(x && y, "%s: %s", what, tfm_error(c));
-    cr_assert(test_same_shape(a, b) && memcmp(x, y, (size_t)tfm_numel(a) * 4) == 0, "%s: zero is not the default", what);
+    cr_assert(test_same_shape(a, b) && memcmp(x, y, (size_t)tfm_numel(a) * 4) == 0, "%s: zero is not the default",
+              what);
     free(x);
     free(y);
 }
@@ -104,7 +107,8 @@ static void assert_equal(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b, c
 
 Test(promises, zeroed_options_of_ops_are_the_defaults) {
     tfm_ctx *c = context();
-    tfm_tensor *x = tfm_randn(c, TFM_SHAPE(2, 3, 8)), *w = tfm_randn(c, TFM_SHAPE(8)), *q = tfm_randn(c, TFM_SHAPE(1, 2, 9, 16));
+    tfm_tensor *x = tfm_randn(c, TFM_SHAPE(2, 3, 8)), *w = tfm_randn(c, TFM_SHAPE(8)),
+               *q = tfm_randn(c, TFM_SHAPE(1, 2, 9, 16));
     tfm_mask none = tfm_mask_keep(NULL);
     ZERO(tfm_norm_options, norm);
     ZERO(tfm_attention_options, attention);
@@ -158,10 +162,12 @@ Test(promises, zeroed_options_of_layers_are_the_defaults) {
     heads.d_model = block.d_model = 16;
     heads.heads = block.heads = 2;
     assert_ok(c, tfm_mha_init(c, p, "heads", &heads, &attention));
-    assert_equal(c, tfm_mha_forward(c, &attention, x, x, x, NULL), tfm_mha_forward(c, &attention, x, x, x, &options), "tfm_mha_options");
+    assert_equal(c, tfm_mha_forward(c, &attention, x, x, x, NULL), tfm_mha_forward(c, &attention, x, x, x, &options),
+                 "tfm_mha_options");
     assert_ok(c, tfm_encoder_init(c, p, "stack", 1, &block, 1, &encoder));
     cr_assert_eq(encoder.layers[0].feed_forward.linear1.weight->shape[0], 2048);
-    assert_equal(c, tfm_encoder_forward(c, &encoder, x, NULL), tfm_encoder_forward(c, &encoder, x, &stack), "tfm_stack_options");
+    assert_equal(c, tfm_encoder_forward(c, &encoder, x, NULL), tfm_encoder_forward(c, &encoder, x, &stack),
+                 "tfm_stack_options");
     config.kind = TFM_DECODER_ONLY;
     config.target_vocab = 5;
     config.block.d_model = 16;
@@ -169,8 +175,8 @@ Test(promises, zeroed_options_of_layers_are_the_defaults) {
     config.block.d_ff = 16;
     assert_ok(c, tfm_transformer_init(c, p, "model", &config, &model));
     cr_assert_eq(model.decoder.layers ? model.decoder.count : model.encoder.count, 6);
-    assert_equal(c, tfm_transformer_forward(c, &model, NULL, ids, NULL), tfm_transformer_forward(c, &model, NULL, ids, &forward),
-                 "tfm_transformer_options");
+    assert_equal(c, tfm_transformer_forward(c, &model, NULL, ids, NULL),
+                 tfm_transformer_forward(c, &model, NULL, ids, &forward), "tfm_transformer_options");
     {
         tfm_session *a = tfm_session_create(c, &model, NULL), *b = tfm_session_create(c, &model, &session);
         tfm_tensor *row = tfm_narrow(c, ids, 0, 0, 1);
@@ -185,7 +191,8 @@ Test(promises, zeroed_options_of_layers_are_the_defaults) {
     cache.capacity = 8;
     made = tfm_cache_create(c, &cache); /* f32, one layer, one row */
     assert_made(c, made);
-    assert_ok(c, tfm_cache_append(c, made, 0, tfm_ones(c, TFM_SHAPE(1, 1, 3, 4)), tfm_ones(c, TFM_SHAPE(1, 1, 3, 4)), NULL));
+    assert_ok(
+        c, tfm_cache_append(c, made, 0, tfm_ones(c, TFM_SHAPE(1, 1, 3, 4)), tfm_ones(c, TFM_SHAPE(1, 1, 3, 4)), NULL));
     cr_assert_eq(tfm_cache_length(made, 0, 0), 3);
     tfm_cache_destroy(made);
     tfm_params_destroy(p);
@@ -205,7 +212,7 @@ Test(promises, zeroed_sampling_is_greedy) {
     tfm_destroy(c);
 }
 
-/* ---- narrow floats ------------------------------------------------------------------------------------------------ */
+/* -- narrow floats ------------------------------------------------------------------------------------------------- */
 
 static float float_of(uint32_t bits) {
     float x;
@@ -246,11 +253,14 @@ Test(promises, every_narrow_float_widens_to_its_value_and_back) {
                 const float y = ((const float *)wide->data)[i];
                 const uint16_t again = ((const uint16_t *)back->data)[i];
                 if (isnan(expected)) {
-                    cr_assert(isnan(y) && isnan(value_of(again, digits, bias)) && again >> 15 == i >> 15, "%s %04x on %s", tfm_dtype_name(dtype), (unsigned)i, tfm_isa_name(c));
+                    cr_assert(isnan(y) && isnan(value_of(again, digits, bias)) && again >> 15 == i >> 15,
+                              "%s %04x on %s", tfm_dtype_name(dtype), (unsigned)i, tfm_isa_name(c));
                     continue;
                 }
-                cr_assert((double)y == expected && !signbit(y) == !(i >> 15), "%s %04x on %s: %.9g, expected %.9g", tfm_dtype_name(dtype), (unsigned)i, tfm_isa_name(c), (double)y, expected);
-                cr_assert_eq(again, i, "%s %04x on %s comes back as %04x", tfm_dtype_name(dtype), (unsigned)i, tfm_isa_name(c), again);
+                cr_assert((double)y == expected && !signbit(y) == !(i >> 15), "%s %04x on %s: %.9g, expected %.9g",
+                          tfm_dtype_name(dtype), (unsigned)i, tfm_isa_name(c), (double)y, expected);
+                cr_assert_eq(again, i, "%s %04x on %s comes back as %04x", tfm_dtype_name(dtype), (unsigned)i,
+                             tfm_isa_name(c), again);
                 cr_assert(tfm_get(x, &i) == expected);
             }
         }
@@ -266,8 +276,8 @@ static uint16_t nearest(float x, uint16_t low, int digits, int bias) {
     return a - below < above - a ? low : (uint16_t)(low + 1);
 }
 
-/* Rounding is monotone, so the values in the middle of two neighbours, and the floats next to them, decide about all 2^32 floats:
- * these are all there, and some millions from in between. */
+/* Rounding is monotone, so the values in the middle of two neighbours, and the floats next to them, decide about all
+ * 2^32 floats: these are all there, and some millions from in between. */
 Test(promises, every_float_rounds_to_the_nearest_even_narrow_float, .timeout = 120) {
     enum { BLOCK = 65536 * 4 };
     TEST_EACH_ISA(c, 1) {
@@ -302,9 +312,9 @@ Test(promises, every_float_rounds_to_the_nearest_even_narrow_float, .timeout = 1
             y = tfm_cast(c, x, dtype);
             assert_made(c, y);
             for (i = 0; i < BLOCK; i++)
-                cr_assert(((const uint16_t *)y->data)[i] == expected[i], "%s on %s: %.9g (%08x) gives %04x, expected %04x",
-                          tfm_dtype_name(dtype), tfm_isa_name(c), (double)in[i], (unsigned)bits_of(in[i]),
-                          ((const uint16_t *)y->data)[i], expected[i]);
+                cr_assert(((const uint16_t *)y->data)[i] == expected[i],
+                          "%s on %s: %.9g (%08x) gives %04x, expected %04x", tfm_dtype_name(dtype), tfm_isa_name(c),
+                          (double)in[i], (unsigned)bits_of(in[i]), ((const uint16_t *)y->data)[i], expected[i]);
             free(expected);
         }
     }
@@ -335,8 +345,13 @@ Test(promises, rounding_to_narrow_floats_is_monotone_and_keeps_nan, .timeout = 1
                 assert_made(c, y);
                 for (i = 0, bits = first; i < BLOCK && bits < 0x80000000u; i++, bits += stride) {
                     const uint16_t up = ((const uint16_t *)y->data)[i], down = ((const uint16_t *)y->data)[BLOCK + i];
-                    if (bits > 0x7f800000u) cr_assert(up > infinity && up < 0x8000 && down > infinity + 0x8000, "NaN %08x gives %04x, %04x", (unsigned)bits, up, down);
-                    else cr_assert(up >= before && up <= infinity && down == (up | 0x8000), "%s on %s: %08x gives %04x and %04x after %04x", tfm_dtype_name(dtype), tfm_isa_name(c), (unsigned)bits, up, down, before);
+                    if (bits > 0x7f800000u)
+                        cr_assert(up > infinity && up < 0x8000 && down > infinity + 0x8000, "NaN %08x gives %04x, %04x",
+                                  (unsigned)bits, up, down);
+                    else
+                        cr_assert(up >= before && up <= infinity && down == (up | 0x8000),
+                                  "%s on %s: %08x gives %04x and %04x after %04x", tfm_dtype_name(dtype),
+                                  tfm_isa_name(c), (unsigned)bits, up, down, before);
                     before = up;
                 }
                 tfm_rewind(c, mark);
@@ -349,7 +364,8 @@ Test(promises, rounding_to_narrow_floats_is_monotone_and_keeps_nan, .timeout = 1
 Test(promises, doubles_round_once) {
     static const int64_t origin[1] = {0};
     tfm_ctx *c = context();
-    const double tie = 1 + 1.0 / 2048, above = tie + ldexp(1, -40), tie_b = 1 + 1.0 / 256, above_b = tie_b + ldexp(1, -40);
+    const double tie = 1 + 1.0 / 2048, above = tie + ldexp(1, -40), tie_b = 1 + 1.0 / 256,
+                 above_b = tie_b + ldexp(1, -40);
     cr_assert_eq(tfm_get(tfm_full(c, TFM_F16, TFM_SHAPE(1), tie), origin), 1);
     cr_assert_eq(tfm_get(tfm_full(c, TFM_F16, TFM_SHAPE(1), above), origin), 1 + 1.0 / 1024);
     cr_assert_eq(tfm_get(tfm_full(c, TFM_BF16, TFM_SHAPE(1), tie_b), origin), 1);
@@ -364,14 +380,21 @@ Test(promises, doubles_round_once) {
 
 /* Float to integer truncates and saturates, NaN gives 0: never C's undefined conversion. */
 Test(promises, casts_to_integers_truncate_and_saturate) {
-    static const struct { double from; int64_t i64, i32, i8, u8; } row[] = {
-        {2.9, 2, 2, 2, 2}, {-2.9, -2, -2, -2, 0}, {300, 300, 300, 127, 255}, {-300, -300, -300, -128, 0},
-        {3e9, 3000000000, INT32_MAX, 127, 255}, {-1e30, INT64_MIN, INT32_MIN, -128, 0}, {1e30, INT64_MAX, INT32_MAX, 127, 255},
-        {(double)HUGE_VAL, INT64_MAX, INT32_MAX, 127, 255}, {(double)NAN, 0, 0, 0, 0}};
+    static const struct { double from; int64_t i64, i32, i8, u8;
+    } row[] = {{2.9, 2, 2, 2, 2},
+               {-2.9, -2, -2, -2, 0},
+               {300, 300, 300, 127, 255},
+               {-300, -300, -300, -128, 0},
+               {3e9, 3000000000, INT32_MAX, 127, 255},
+               {-1e30, INT64_MIN, INT32_MIN, -128, 0},
+               {1e30, INT64_MAX, INT32_MAX, 127, 255},
+               {(double)HUGE_VAL, INT64_MAX, INT32_MAX, 127, 255},
+               {(double)NAN, 0, 0, 0, 0}};
     int i;
     TEST_EACH_ISA(c, 1) {
         for (i = 0; i < (int)(sizeof row / sizeof row[0]); i++) {
-            const tfm_tensor *x = tfm_full(c, TFM_F32, TFM_SHAPE(19), row[i].from), *a = tfm_cast(c, x, TFM_I64), *b = tfm_cast(c, x, TFM_I32);
+            const tfm_tensor *x = tfm_full(c, TFM_F32, TFM_SHAPE(19), row[i].from), *a = tfm_cast(c, x, TFM_I64),
+                             *b = tfm_cast(c, x, TFM_I32);
             const tfm_tensor *s = tfm_cast(c, x, TFM_I8), *u = tfm_cast(c, x, TFM_U8), *t = tfm_cast(c, x, TFM_BOOL);
             assert_made(c, t);
             cr_assert_eq(((const int64_t *)a->data)[18], row[i].i64, "%g", row[i].from);

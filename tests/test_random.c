@@ -54,7 +54,7 @@ static uint64_t hash_bytes(const void *data, int64_t bytes, uint64_t hash) { /* 
 
 static int64_t many(void) { return test_quick() ? 20000 : 1000000; }
 
-/* ---- which numbers ------------------------------------------------------------------------------------------------ */
+/* -- which numbers ------------------------------------------------------------------------------------------------- */
 
 /* kat_vectors of Random123; our own generator is compared with this one below. */
 Test(random, the_reference_is_philox_4x32_10) {
@@ -101,7 +101,8 @@ Test(random, normal_numbers_are_box_and_mullers_of_philox) {
     assert_made(c, x);
     for (i = 0; i < n; i++) {
         const uint64_t pair = (uint64_t)(i - i % 2);
-        const double u = ((double)word_of(7, 0, pair) + 1) / 4294967296.0, turn = (double)word_of(7, 0, pair + 1) / 4294967296.0;
+        const double u = ((double)word_of(7, 0, pair) + 1) / 4294967296.0,
+                     turn = (double)word_of(7, 0, pair + 1) / 4294967296.0;
         expected[i] = sqrt(-2 * log(u)) * (i % 2 ? sin(turn * 6.283185307179586477) : cos(turn * 6.283185307179586477));
     }
     cr_assert(test_worst((const float *)x->data, expected, 1, n, 1.2e-7, 1e-14, text, sizeof text), "%s", text);
@@ -123,7 +124,7 @@ Test(random, numbers_are_the_same_on_every_platform) {
     }
 }
 
-/* ---- independence of how they are asked for ----------------------------------------------------------------------- */
+/* -- independence of how they are asked for ------------------------------------------------------------------------ */
 
 Test(random, numbers_do_not_depend_on_threads_isa_or_shape) {
     static const int counts[] = {1, 2, 3, 7};
@@ -209,7 +210,7 @@ Test(random, seed_starts_again_and_every_seed_is_a_good_one) {
     tfm_destroy(c);
 }
 
-/* ---- distributions ------------------------------------------------------------------------------------------------ */
+/* -- distributions ------------------------------------------------------------------------------------------------- */
 
 static int ascending(const void *a, const void *b) {
     const float x = *(const float *)a, y = *(const float *)b;
@@ -219,8 +220,8 @@ static int ascending(const void *a, const void *b) {
 static double uniform_below(double x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
 static double normal_below(double x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
 
-/* Kolmogorov and Smirnov: the largest distance between what share lies below x and what share should. Beyond 1.95 / sqrt(n) by
- * chance once in a thousand times; the numbers are always the same, so a pass stays one. Sorts x. */
+/* Kolmogorov and Smirnov: the largest distance between what share lies below x and what share should. Beyond 1.95 /
+ * sqrt(n) by chance once in a thousand times; the numbers are always the same, so a pass stays one. Sorts x. */
 static double kolmogorov(float *x, int64_t n, double (*below)(double)) {
     double worst = 0;
     int64_t i;
@@ -294,7 +295,8 @@ Test(random, uniform_numbers_are_uniform) {
 }
 
 Test(random, uniform_keeps_its_range) {
-    static const float range[][2] = {{0, 1}, {-1, 1}, {1, 1.0000001f}, {-3e38f, 3e37f}, {1e-40f, 3e-40f}, {5, 5}, {-0.0f, 1e-45f}};
+    static const float range[][2] = {{0, 1},           {-1, 1}, {1, 1.0000001f}, {-3e38f, 3e37f},
+                                     {1e-40f, 3e-40f}, {5, 5},  {-0.0f, 1e-45f}};
     tfm_ctx *c = seeded(11, 1, NULL);
     int i;
     int64_t j;
@@ -303,7 +305,8 @@ Test(random, uniform_keeps_its_range) {
         assert_made(c, t);
         for (j = 0; j < 5000; j++) {
             const float x = ((const float *)t->data)[j];
-            cr_assert(x >= range[i][0] && (x < range[i][1] || range[i][0] == range[i][1]), "range %d gives %.9g", i, (double)x);
+            cr_assert(x >= range[i][0] && (x < range[i][1] || range[i][0] == range[i][1]), "range %d gives %.9g", i,
+                      (double)x);
         }
     }
     assert_refused(c, tfm_uniform(c, TFM_SHAPE(2), 1, 0), TFM_INVALID);
@@ -312,7 +315,7 @@ Test(random, uniform_keeps_its_range) {
     tfm_destroy(c);
 }
 
-/* ---- dropout, which draws too ------------------------------------------------------------------------------------- */
+/* -- dropout, which draws too -------------------------------------------------------------------------------------- */
 
 Test(random, dropout_drops_its_share_and_scales_the_rest) {
     static const float shares[] = {0.1f, 0.5f, 0.9f};
@@ -321,7 +324,8 @@ Test(random, dropout_drops_its_share_and_scales_the_rest) {
     for (s = 0; s < 3; s++) {
         const float p = shares[s], kept = 1.0f / (1.0f - p);
         tfm_ctx *c = seeded(8, 1, NULL), *other = seeded(8, 3, NULL);
-        const tfm_tensor *x = tfm_dropout(c, tfm_ones(c, TFM_SHAPE(n)), p), *y = tfm_dropout(other, tfm_ones(other, TFM_SHAPE(n)), p);
+        const tfm_tensor *x = tfm_dropout(c, tfm_ones(c, TFM_SHAPE(n)), p),
+                         *y = tfm_dropout(other, tfm_ones(other, TFM_SHAPE(n)), p);
         int64_t i, zeros = 0;
         assert_made(c, x);
         assert_made(other, y);
@@ -354,7 +358,8 @@ Test(random, a_model_made_from_a_seed_is_the_same_everywhere) {
         assert_ok(c, tfm_transformer_init(c, p, "", &g, &model));
         for (i = 0; i < tfm_params_count(p); i++) {
             const tfm_tensor *t = tfm_params_at(p, i);
-            hash = hash_bytes(t->data, tfm_numel(t) * 4, hash_bytes(tfm_params_name(p, i), (int64_t)strlen(tfm_params_name(p, i)), hash));
+            hash = hash_bytes(t->data, tfm_numel(t) * 4,
+                              hash_bytes(tfm_params_name(p, i), (int64_t)strlen(tfm_params_name(p, i)), hash));
         }
         cr_expect(hash == 0xa26e8778a7ac1d74u, "%s: %016llx", tfm_isa_name(c), (unsigned long long)hash);
         tfm_params_destroy(p);

@@ -1,8 +1,8 @@
-/* Every public function with every argument made wrong in turn, and with every allocation failing in turn.
- *
- * A case is one correct call. Its arguments go through slots (C: context, T: tensor, N: number, D: real number, P: pointer);
- * the runner repeats the case with one slot replaced by something bad each time. Whatever is passed: no crash, no leak, a sentence
- * as error when the call fails, a context that works after tfm_clear. A public function without a case fails the last test. */
+/* Every public function with every argument made wrong in turn, and with every allocation failing in turn.  A case
+ * is one correct call. Its arguments go through slots (C: context, T: tensor, N: number, D: real number, P:
+ * pointer); the runner repeats the case with one slot replaced by something bad each time. Whatever is passed: no
+ * crash, no leak, a sentence as error when the call fails, a context that works after tfm_clear. A public function
+ * without a case fails the last test. */
 #include "test.h"
 
 #include <ctype.h>
@@ -105,7 +105,7 @@ static tfm_shape S(fixture *f, tfm_shape s) {
 static void made(fixture *f, const void *p) { f->failed = p == NULL; }
 static void did(fixture *f, tfm_status s) { f->failed = s != TFM_OK; }
 
-/* ---- objects that calls work on ------------------------------------------------------------------------------------- */
+/* -- objects that calls work on ------------------------------------------------------------------------------------ */
 
 typedef struct objects {
     tfm_params *p;
@@ -193,7 +193,7 @@ static void without(objects *o) {
     else { f->failed = 1; f->created = 0; } \
     without(&o)
 
-/* ---- context -------------------------------------------------------------------------------------------------------- */
+/* -- context ------------------------------------------------------------------------------------------------------- */
 CASE(tfm_error) { f->failed = tfm_error(C(f)) == NULL; }
 CASE(tfm_status_of) { (void)tfm_status_of(C(f)); }
 CASE(tfm_status_name) { made(f, tfm_status_name(I(f, 1))); }
@@ -234,14 +234,17 @@ CASE(tfm_profile_get) {
 }
 CASE(tfm_profile) { made(f, tfm_profile(C(f))); }
 
-/* ---- tensors -------------------------------------------------------------------------------------------------------- */
+/* -- tensors ------------------------------------------------------------------------------------------------------- */
 CASE(tfm_shape1) { (void)tfm_shape1(N(f, 1)); }
 CASE(tfm_shape2) { (void)tfm_shape2(N(f, 1), 2); }
 CASE(tfm_shape3) { (void)tfm_shape3(N(f, 1), 2, 3); }
 CASE(tfm_shape4) { (void)tfm_shape4(N(f, 1), 2, 3, 4); }
 CASE(tfm_shape5) { (void)tfm_shape5(N(f, 1), 2, 3, 4, 5); }
 CASE(tfm_shape6) { (void)tfm_shape6(N(f, 1), 2, 3, 4, 5, 6); }
-CASE(tfm_shape_of) { int64_t d[TFM_MAX_DIMS] = {2, 3, 1, 1, 1, 1}; (void)tfm_shape_of(I(f, 2) > 2 ? 7 : 2, (const int64_t *)P(f, d)); }
+CASE(tfm_shape_of) {
+    int64_t d[TFM_MAX_DIMS] = {2, 3, 1, 1, 1, 1};
+    (void)tfm_shape_of(I(f, 2) > 2 ? 7 : 2, (const int64_t *)P(f, d));
+}
 CASE(tfm_shape_like) { (void)tfm_shape_like(T(f, TFM_F32, 2, 2, 3)); }
 CASE(tfm_numel) { (void)tfm_numel(T(f, TFM_F32, 2, 2, 3)); }
 CASE(tfm_is_contiguous) { (void)tfm_is_contiguous(T(f, TFM_F32, 2, 2, 3)); }
@@ -320,7 +323,7 @@ CASE(tfm_print) {
     if (out) fclose(out);
 }
 
-/* ---- ops ------------------------------------------------------------------------------------------------------------ */
+/* -- ops ----------------------------------------------------------------------------------------------------------- */
 #define BINARY(name) CASE(name) { made(f, name(C(f), T(f, TFM_F32, 2, 2, 3), T(f, TFM_F32, 2, 2, 3))); }
 #define UNARY(name) CASE(name) { made(f, name(C(f), T(f, TFM_F32, 2, 2, 3))); }
 #define REDUCTION(name) CASE(name) { made(f, name(C(f), T(f, TFM_F32, 2, 2, 3), S(f, TFM_SHAPE(-1)), I(f, 1))); }
@@ -370,7 +373,7 @@ CASE(tfm_set_requires_grad) {
 CASE(tfm_tape_length) { (void)tfm_tape_length(C(f)); }
 CASE(tfm_tape_clear) { tfm_tape_clear(C(f)); }
 
-/* ---- masks, attention, cache ---------------------------------------------------------------------------------------- */
+/* -- masks, attention, cache --------------------------------------------------------------------------------------- */
 static tfm_mask every_mask(fixture *f) {
     tfm_mask m;
     memset(&m, 0, sizeof m);
@@ -511,7 +514,7 @@ CASE(tfm_cache_load) {
     });
 }
 
-/* ---- parameters and layers ------------------------------------------------------------------------------------------ */
+/* -- parameters and layers ----------------------------------------------------------------------------------------- */
 CASE(tfm_params_create) { tfm_params *p = tfm_params_create(C(f)); made(f, p); tfm_params_destroy(p); }
 CASE(tfm_params_destroy) { tfm_params_destroy(NULL); f->failed = 0; }
 CASE(tfm_params_add) {
@@ -840,7 +843,7 @@ CASE(tfm_classifier_forward) {
                                         T(f, TFM_I64, 1, 2))));
 }
 
-/* ---- generation ----------------------------------------------------------------------------------------------------- */
+/* -- generation ---------------------------------------------------------------------------------------------------- */
 CASE(tfm_session_create) {
     tfm_session_options k;
     memset(&k, 0, sizeof k);
@@ -947,7 +950,7 @@ CASE(tfm_beam_search) {
                                 (tfm_beam_options *)P(f, &b), (tfm_sequence *)P(f, out))));
 }
 
-/* ---- files, models -------------------------------------------------------------------------------------------------- */
+/* -- files, models ------------------------------------------------------------------------------------------------- */
 CASE(tfm_file_open_memory) {
     tfm_file *x = tfm_file_open_memory(C(f), P(f, "\2\0\0\0\0\0\0\0{}"), N(f, 10) == 10 ? 10 : 9);
     made(f, x);
@@ -1131,7 +1134,7 @@ CASE(tfm_create) {
 }
 CASE(tfm_destroy) { tfm_destroy(NULL); f->failed = 0; }
 
-/* ---- the runner ----------------------------------------------------------------------------------------------------- */
+/* -- the runner ---------------------------------------------------------------------------------------------------- */
 
 static const char *current;
 

@@ -1,4 +1,5 @@
-/* The faults of the articles that this library grew from, one test each: what they got wrong is impossible here, or an error. */
+/* The faults of the articles that this library grew from, one test each: what they got wrong is impossible here, or
+ * an error. */
 #include "layer_helpers.h"
 
 static tfm_mha_config heads_of(int64_t d_model, int64_t heads) {
@@ -130,7 +131,8 @@ Test(seed_faults, D4_the_head_is_explicit_and_has_the_size_of_the_output) {
 /* "score divided by the sum of scores": with scores of both signs that is no distribution. */
 Test(seed_faults, D5_weights_are_a_softmax_of_the_scores) {
     tfm_ctx *c = context_of(1);
-    tfm_tensor *q = some(c, TFM_SHAPE(1, 2, 6, 8), 1), *k = some(c, TFM_SHAPE(1, 2, 4, 8), 2), *v = some(c, TFM_SHAPE(1, 2, 4, 8), 3);
+    tfm_tensor *q = some(c, TFM_SHAPE(1, 2, 6, 8), 1), *k = some(c, TFM_SHAPE(1, 2, 4, 8), 2),
+               *v = some(c, TFM_SHAPE(1, 2, 4, 8), 3);
     tfm_tensor *weights, *scores;
     tfm_attention_options o;
     memset(&o, 0, sizeof o);
@@ -149,7 +151,8 @@ Test(seed_faults, D5_weights_are_a_softmax_of_the_scores) {
 /* sqrt(input size) where sqrt(key size) belongs. */
 Test(seed_faults, D6_scale_is_one_over_the_root_of_the_key_size) {
     tfm_ctx *c = context_of(1);
-    tfm_tensor *q = some(c, TFM_SHAPE(1, 1, 3, 16), 1), *k = some(c, TFM_SHAPE(1, 1, 5, 16), 2), *v = some(c, TFM_SHAPE(1, 1, 5, 40), 3);
+    tfm_tensor *q = some(c, TFM_SHAPE(1, 1, 3, 16), 1), *k = some(c, TFM_SHAPE(1, 1, 5, 16), 2),
+               *v = some(c, TFM_SHAPE(1, 1, 5, 40), 3);
     tfm_attention_options o;
     memset(&o, 0, sizeof o);
     o.scale = 0.25f;
@@ -161,7 +164,8 @@ Test(seed_faults, D6_scale_is_one_over_the_root_of_the_key_size) {
 Test(seed_faults, D7_weighted_attention_runs_over_the_sequence) {
     static const int64_t lengths[3] = {5, 2, 4}, padded[2] = {1, 3};
     tfm_ctx *c = context_of(1);
-    tfm_tensor *x = some(c, TFM_SHAPE(3, 5, 8), 1), *w = some(c, TFM_SHAPE(1, 8), 2), *b = some(c, TFM_SHAPE(1), 3), *weights, *y;
+    tfm_tensor *x = some(c, TFM_SHAPE(3, 5, 8), 1), *w = some(c, TFM_SHAPE(1, 8), 2), *b = some(c, TFM_SHAPE(1), 3),
+               *weights, *y;
     float *a;
     y = tfm_weighted_pool(c, x, w, b, lengths_of(c, 3, lengths), &weights);
     assert_made(c, y);
@@ -203,7 +207,8 @@ Test(seed_faults, D8_blocks_have_heads_projection_mask_and_dropout) {
 /* "multiply the elements with each other": it is the sum of values times their weights. */
 Test(seed_faults, D9_output_is_the_weighted_sum_of_values) {
     tfm_ctx *c = context_of(1);
-    tfm_tensor *q = some(c, TFM_SHAPE(2, 2, 3, 8), 1), *k = some(c, TFM_SHAPE(2, 2, 5, 8), 2), *v = some(c, TFM_SHAPE(2, 2, 5, 6), 3), *weights, *y;
+    tfm_tensor *q = some(c, TFM_SHAPE(2, 2, 3, 8), 1), *k = some(c, TFM_SHAPE(2, 2, 5, 8), 2),
+               *v = some(c, TFM_SHAPE(2, 2, 5, 6), 3), *weights, *y;
     tfm_attention_options o;
     memset(&o, 0, sizeof o);
     o.weights = &weights;
@@ -255,7 +260,8 @@ Test(seed_faults, D11_feed_forward_has_two_layers_a_residual_and_a_norm) {
     tfm_tensor *x = some(c, TFM_SHAPE(2, 3, 16), 1), *h, *f;
     assert_ok(c, tfm_encoder_layer_init(c, p, "", &g, &l));
     h = tfm_norm_forward(c, &l.norm1, tfm_add(c, x, tfm_mha_forward(c, &l.self_attn, x, x, x, NULL)));
-    f = tfm_relu(c, tfm_linear(c, h, tfm_params_find(p, "linear1.weight"), tfm_params_find(p, "linear1.bias"), TFM_ACT_NONE));
+    f = tfm_relu(
+        c, tfm_linear(c, h, tfm_params_find(p, "linear1.weight"), tfm_params_find(p, "linear1.bias"), TFM_ACT_NONE));
     f = tfm_linear(c, f, tfm_params_find(p, "linear2.weight"), tfm_params_find(p, "linear2.bias"), TFM_ACT_NONE);
     f = tfm_layer_norm(c, tfm_add(c, h, f), tfm_params_find(p, "norm2.weight"), tfm_params_find(p, "norm2.bias"), NULL);
     assert_same_values(c, tfm_encoder_layer_forward(c, &l, x, NULL), f);
@@ -312,7 +318,8 @@ Test(seed_faults, D14_memory_feeds_cross_attention_and_the_decoder_is_causal) {
     tfm_params *p = tfm_params_create(c);
     tfm_transformer_config g = model_of(TFM_ENCODER_DECODER, 9, 11);
     tfm_transformer t;
-    tfm_tensor *source = some_ids(c, 1, 4, 9, 1), *other = some_ids(c, 1, 6, 9, 2), *target = some_ids(c, 1, 5, 11, 3), *changed, *y;
+    tfm_tensor *source = some_ids(c, 1, 4, 9, 1), *other = some_ids(c, 1, 6, 9, 2), *target = some_ids(c, 1, 5, 11, 3),
+               *changed, *y;
     assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
     y = tfm_transformer_forward(c, &t, source, target, NULL);
     assert_made(c, y);
@@ -378,7 +385,8 @@ Test(seed_faults, D17_positions_are_added) {
     y = tfm_transformer_forward(c, &t, ids, NULL, NULL);
     assert_made(c, y);
     cr_assert(y->shape[1] == 5 && y->shape[2] == 16);
-    x = tfm_add(c, tfm_embedding_forward(c, &t.source_embedding, ids), tfm_sinusoidal(c, TFM_POSITION_SINUSOIDAL, 0, 5, 16));
+    x = tfm_add(c, tfm_embedding_forward(c, &t.source_embedding, ids),
+                tfm_sinusoidal(c, TFM_POSITION_SINUSOIDAL, 0, 5, 16));
     assert_same_values(c, tfm_encoder_forward(c, &t.encoder, x, NULL), y);
     tfm_params_destroy(p);
     tfm_destroy(c);
@@ -398,7 +406,8 @@ Test(seed_faults, D18_every_head_has_its_projections) {
         tfm_tensor *q = tfm_linear(c, x, tfm_narrow(c, l.in_proj_weight, 0, 4 * i, 4), NULL, TFM_ACT_NONE);
         tfm_tensor *k = tfm_linear(c, x, tfm_narrow(c, l.in_proj_weight, 0, 8 + 4 * i, 4), NULL, TFM_ACT_NONE);
         tfm_tensor *v = tfm_linear(c, x, tfm_narrow(c, l.in_proj_weight, 0, 16 + 4 * i, 4), NULL, TFM_ACT_NONE);
-        head[i] = tfm_combine_heads(c, tfm_attention(c, tfm_split_heads(c, q, 1), tfm_split_heads(c, k, 1), tfm_split_heads(c, v, 1), NULL));
+        head[i] = tfm_combine_heads(
+            c, tfm_attention(c, tfm_split_heads(c, q, 1), tfm_split_heads(c, k, 1), tfm_split_heads(c, v, 1), NULL));
     }
     y = tfm_linear_forward(c, &l.out_proj, tfm_cat(c, (const tfm_tensor *const *)head, 2, 2));
     assert_made(c, y);
@@ -409,7 +418,8 @@ Test(seed_faults, D18_every_head_has_its_projections) {
 
 /* An additive mask (0 / -inf) given to masked_fill(mask == 0, -inf). */
 Test(seed_faults, D19_each_kind_of_mask_has_its_name) {
-    static const float additive[9] = {0, -HUGE_VALF, -HUGE_VALF, 0, 0, -HUGE_VALF, 0, 0, 0}, kept[9] = {1, 0, 0, 1, 1, 0, 1, 1, 1};
+    static const float additive[9] = {0, -HUGE_VALF, -HUGE_VALF, 0, 0, -HUGE_VALF, 0, 0, 0},
+                       kept[9] = {1, 0, 0, 1, 1, 0, 1, 1, 1};
     static const uint8_t keep[9] = {1, 0, 0, 1, 1, 0, 1, 1, 1}, ignore[9] = {0, 1, 1, 0, 0, 1, 0, 0, 0};
     tfm_ctx *c = context_of(1);
     tfm_tensor *q = some(c, TFM_SHAPE(1, 2, 3, 8), 1), *first = NULL;
@@ -587,8 +597,10 @@ Test(seed_faults, D27_embedding_scale_padding_and_causal_order_are_there) {
     ((int64_t *)ids->data)[6 + 4] = (((int64_t *)ids->data)[6 + 4] + 1) % 13; /* padding changes */
     ((int64_t *)ids->data)[5] = (((int64_t *)ids->data)[5] + 1) % 13;         /* the last real id of row 0 changes */
     z = tfm_transformer_forward(c, &t, NULL, ids, &o);
-    assert_same_values(c, tfm_narrow(c, tfm_narrow(c, z, 0, 1, 1), 1, 0, 3), tfm_narrow(c, tfm_narrow(c, y, 0, 1, 1), 1, 0, 3));
-    assert_same_values(c, tfm_narrow(c, tfm_narrow(c, z, 0, 0, 1), 1, 0, 5), tfm_narrow(c, tfm_narrow(c, y, 0, 0, 1), 1, 0, 5));
+    assert_same_values(c, tfm_narrow(c, tfm_narrow(c, z, 0, 1, 1), 1, 0, 3),
+                       tfm_narrow(c, tfm_narrow(c, y, 0, 1, 1), 1, 0, 3));
+    assert_same_values(c, tfm_narrow(c, tfm_narrow(c, z, 0, 0, 1), 1, 0, 5),
+                       tfm_narrow(c, tfm_narrow(c, y, 0, 0, 1), 1, 0, 5));
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
@@ -611,7 +623,9 @@ Test(seed_faults, D28_upper_triangle_as_ignore_is_causal_and_a_block_of_ones_is_
     o.mask = tfm_mask_nonzero(block);
     cr_assert(differ(c, tfm_attention(c, q, q, q, &o), causal));
     /* its last rows attend to nothing: zeros, not NaN */
-    cr_assert_eq(tfm_item(tfm_sum(c, tfm_abs(c, tfm_narrow(c, tfm_attention(c, q, q, q, &o), 2, 3, 2)), tfm_shape_of(0, NULL), 0)), 0);
+    cr_assert_eq(tfm_item(tfm_sum(c, tfm_abs(c, tfm_narrow(c, tfm_attention(c, q, q, q, &o), 2, 3, 2)),
+                                  tfm_shape_of(0, NULL), 0)),
+                 0);
     tfm_destroy(c);
 }
 
@@ -619,14 +633,16 @@ Test(seed_faults, D28_upper_triangle_as_ignore_is_causal_and_a_block_of_ones_is_
 /* GNMT and seq2seq 2014 called Transformers, Tacotron 2 misplaced, masks "for robustness". */
 Test(seed_faults, D29_our_texts_do_not_repeat_them) {
     static const char *const files[] = {"transformer.h", "README.md"};
-    static const char *const words[] = {"Tacotron", "DALL", "GNMT is", "robustness of the model", "multi-layer digital network"};
+    static const char *const words[] = {"Tacotron", "DALL", "GNMT is", "robustness of the model",
+                                        "multi-layer digital network"};
     size_t i, j;
     int read = 0;
     for (i = 0; i < 2; i++) {
         char *text = test_read_file(files[i], NULL);
         if (!text) continue;
         read++;
-        for (j = 0; j < sizeof words / sizeof words[0]; j++) cr_expect(!strstr(text, words[j]), "%s says \"%s\"", files[i], words[j]);
+        for (j = 0; j < sizeof words / sizeof words[0]; j++)
+            cr_expect(!strstr(text, words[j]), "%s says \"%s\"", files[i], words[j]);
         free(text);
     }
     if (!read) cr_skip_test("not started in the repository");

@@ -3,7 +3,7 @@
 
 #include <inttypes.h>
 
-/* ---- shapes -------------------------------------------------------------------------------------------------------- */
+/* -- shapes -------------------------------------------------------------------------------------------------------- */
 
 Test(shape, macro_takes_one_to_six_sizes) {
     const tfm_shape s = TFM_SHAPE(1, 2, 3, 4, 5, 6);
@@ -36,7 +36,7 @@ Test(shape, numel_contiguous_and_dtypes_answer_for_null) {
     cr_assert(isnan(tfm_get(NULL, NULL)) && isnan(tfm_item(NULL)));
 }
 
-/* ---- creation ------------------------------------------------------------------------------------------------------ */
+/* -- creation ------------------------------------------------------------------------------------------------------ */
 
 Test(creation, fills_every_dtype) {
     tfm_ctx *c = context(1);
@@ -94,7 +94,8 @@ Test(creation, normal_and_uniform_have_their_moments) {
         middle += (double)u[i] / N;
         cr_assert(u[i] >= -1 && u[i] < 3);
     }
-    cr_assert(fabs(mean) < 0.01 && fabs(square - 1) < 0.02 && fabs(middle - 1) < 0.01, "%g %g %g", mean, square, middle);
+    cr_assert(fabs(mean) < 0.01 && fabs(square - 1) < 0.02 && fabs(middle - 1) < 0.01, "%g %g %g", mean, square,
+              middle);
     cr_assert(tfm_item(tfm_uniform(c, TFM_SHAPE(1), 2, 2)) == 2);
     assert_refused(c, tfm_uniform(c, TFM_SHAPE(1), 2, 1), TFM_INVALID);
     assert_refused(c, tfm_uniform(c, TFM_SHAPE(1), NAN, 1), TFM_INVALID);
@@ -122,7 +123,7 @@ Test(creation, from_copies_and_wrap_does_not) {
     tfm_destroy(c);
 }
 
-/* ---- views --------------------------------------------------------------------------------------------------------- */
+/* -- views --------------------------------------------------------------------------------------------------------- */
 
 Test(view, shares_memory_with_its_base) {
     tfm_ctx *c = context(1);
@@ -135,15 +136,17 @@ Test(view, shares_memory_with_its_base) {
 
 Test(view, geometry_of_each_kind) {
     tfm_ctx *c = context(1);
-    const double transposed[] = {0, 3, 1, 4, 2, 5}, sliced[] = {1, 4}, expanded[] = {0, 0, 1, 1}, permuted[] = {0, 3, 1, 4, 2, 5};
+    const double transposed[] = {0, 3, 1, 4, 2, 5}, sliced[] = {1, 4}, expanded[] = {0, 0, 1, 1},
+                 permuted[] = {0, 3, 1, 4, 2, 5};
     tfm_tensor *t = tfm_reshape(c, tfm_arange(c, TFM_I32, 0, 6, 1), TFM_SHAPE(2, 3));
     assert_elements(c, tfm_transpose(c, t, 0, -1), 6, transposed);
     assert_elements(c, tfm_permute(c, t, TFM_SHAPE(-1, 0)), 6, permuted);
     assert_elements(c, tfm_slice(c, t, 1, 1, INT64_MAX, 2), 2, sliced);
     assert_elements(c, tfm_select(c, t, 1, -2), 2, sliced);
     assert_elements(c, tfm_narrow(c, t, -1, 1, 1), 2, sliced);
-    assert_elements(c, tfm_expand(c, tfm_reshape(c, tfm_arange(c, TFM_F16, 0, 2, 1), TFM_SHAPE(2, 1)), TFM_SHAPE(-1, 2)), 4,
-                    expanded);
+    assert_elements(c,
+                    tfm_expand(c, tfm_reshape(c, tfm_arange(c, TFM_F16, 0, 2, 1), TFM_SHAPE(2, 1)), TFM_SHAPE(-1, 2)),
+                    4, expanded);
     assert_shape(c, tfm_unsqueeze(c, t, -1), TFM_SHAPE(2, 3, 1));
     assert_shape(c, tfm_unsqueeze(c, t, 0), TFM_SHAPE(1, 2, 3));
     assert_shape(c, tfm_squeeze(c, tfm_unsqueeze(c, t, 0), 0), TFM_SHAPE(2, 3));
@@ -186,7 +189,8 @@ Test(view, reshape_of_any_layout_keeps_row_major_order) {
 
 Test(view, heads_split_and_combine_without_a_copy) {
     tfm_ctx *c = context(1);
-    tfm_tensor *t = plain(c, TFM_SHAPE(2, 5, 12), 1), *heads = tfm_split_heads(c, t, 3), *back = tfm_combine_heads(c, heads);
+    tfm_tensor *t = plain(c, TFM_SHAPE(2, 5, 12), 1), *heads = tfm_split_heads(c, t, 3),
+               *back = tfm_combine_heads(c, heads);
     const int64_t at[4] = {1, 2, 4, 3}, from[3] = {1, 4, 2 * 4 + 3};
     assert_shape(c, heads, TFM_SHAPE(2, 3, 5, 4));
     cr_assert(tfm_get(heads, at) == tfm_get(t, from));
@@ -222,7 +226,7 @@ Test(view, impossible_ones_are_refused) {
     tfm_destroy(c);
 }
 
-/* ---- copies -------------------------------------------------------------------------------------------------------- */
+/* -- copies -------------------------------------------------------------------------------------------------------- */
 
 Test(copy, contiguous_gives_the_tensor_itself_when_it_can) {
     tfm_ctx *c = context(1);
@@ -248,7 +252,10 @@ Test(copy, clone_and_cast_read_every_layout_and_dtype) {
                     cr_assert(y->dtype == to && tfm_is_contiguous(y));
                     for (i = 0; i < 3 * 5 * 37; i += 7) {
                         const double x = element(t, i), got = element(y, i);
-                        const double want = to == TFM_BOOL ? x != 0 : to == TFM_U8 && x < 0 ? 0 : to > TFM_F64 ? trunc(x) : x;
+                        const double want = to == TFM_BOOL          ? x != 0
+                                            : to == TFM_U8 && x < 0 ? 0
+                                            : to > TFM_F64          ? trunc(x)
+                                                                    : x;
                         cr_assert(near(got, want, to <= TFM_BF16 ? fabs(x) * dtype_epsilon(to) + 1e-7 : 0),
                                   "%s to %s: %g gives %g", tfm_dtype_name(from), tfm_dtype_name(to), x, got);
                     }
@@ -313,7 +320,8 @@ Test(cast, f64_goes_to_f32_and_back_exactly) {
     uint64_t seed = 5;
     int i;
     for (i = 0; i < 2000; i++) {
-        const double x = (double)test_random(&seed) * exp2(60 * (double)test_random(&seed)) + 1e-9 * (double)test_random(&seed);
+        const double x =
+            (double)test_random(&seed) * exp2(60 * (double)test_random(&seed)) + 1e-9 * (double)test_random(&seed);
         cr_assert(cast_one(c, TFM_F64, x, TFM_F32) == (double)(float)x);
         cr_assert(cast_one(c, TFM_F32, x, TFM_F64) == (double)(float)x);
     }
@@ -392,7 +400,7 @@ Test(copy, pad_puts_the_value_on_both_sides) {
     tfm_destroy(c);
 }
 
-/* ---- by index ------------------------------------------------------------------------------------------------------ */
+/* -- by index ------------------------------------------------------------------------------------------------------ */
 
 Test(gather, reads_any_dtype_and_layout) {
     tfm_ctx *c = context(3);
@@ -502,14 +510,15 @@ Test(where, chooses_and_broadcasts_any_dtype) {
     tfm_destroy(c);
 }
 
-/* ---- elements ------------------------------------------------------------------------------------------------------ */
+/* -- elements ------------------------------------------------------------------------------------------------------ */
 
 Test(element, get_and_set_take_positions_from_both_ends) {
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_zeros(c, TFM_SHAPE(2, 3)), *scalar = tfm_full(c, TFM_F64, scalar_shape(), 0.1);
     const int64_t last[2] = {1, 2}, negative[2] = {-1, -1}, outside[2] = {2, 0}, before[2] = {0, -4};
     assert_ok(c, tfm_set(c, t, last, 5));
-    cr_assert(tfm_get(t, negative) == 5 && isnan(tfm_get(t, outside)) && isnan(tfm_get(t, before)) && isnan(tfm_get(t, NULL)));
+    cr_assert(tfm_get(t, negative) == 5 && isnan(tfm_get(t, outside)) && isnan(tfm_get(t, before))
+              && isnan(tfm_get(t, NULL)));
     assert_verb_refused(c, tfm_set(c, t, outside, 1), TFM_INVALID);
     assert_verb_refused(c, tfm_set(c, t, NULL, 1), TFM_INVALID);
     cr_assert(tfm_item(scalar) == 0.1 && isnan(tfm_item(t)) && tfm_get(scalar, NULL) == 0.1);
@@ -533,7 +542,7 @@ Test(element, read_gives_row_major_floats) {
     tfm_destroy(c);
 }
 
-/* ---- life and death ------------------------------------------------------------------------------------------------ */
+/* -- life and death ------------------------------------------------------------------------------------------------ */
 
 Test(argument, null_dead_and_foreign_tensors_are_errors_that_name_the_argument) {
     tfm_ctx *c = context(1), *other = context(1);
@@ -560,7 +569,8 @@ Test(error, the_first_one_stays_and_nothing_runs_until_it_is_cleared) {
     float out[2] = {-1, -1};
     cr_assert(tfm_select(c, t, 0, 9) == NULL);
     snprintf(first, sizeof first, "%s", tfm_error(c));
-    cr_assert(tfm_ones(c, TFM_SHAPE(2)) == NULL && tfm_add(c, t, t) == NULL && tfm_reshape(c, t, TFM_SHAPE(-5)) == NULL);
+    cr_assert(tfm_ones(c, TFM_SHAPE(2)) == NULL && tfm_add(c, t, t) == NULL
+              && tfm_reshape(c, t, TFM_SHAPE(-5)) == NULL);
     cr_assert(tfm_read(c, t, out, 2) == TFM_INVALID && out[0] == -1);
     cr_assert(tfm_format(c, t) == NULL);
     cr_assert_str_eq(tfm_error(c), first);
@@ -608,4 +618,6 @@ static void make_everything(tfm_ctx *c, void *user) {
     tfm_contiguous(c, tfm_randn(c, TFM_SHAPE(1000, 1000)));
 }
 
-Test(tensors_memory, every_failing_allocation_is_an_error_and_no_leak) { test_each_allocation_failing(make_everything, NULL, NULL); }
+Test(tensors_memory, every_failing_allocation_is_an_error_and_no_leak) {
+    test_each_allocation_failing(make_everything, NULL, NULL);
+}

@@ -1,4 +1,5 @@
-/* Threads: the same bits whatever their number, one context for one thread at a time, and no trace of them afterwards. */
+/* Threads: the same bits whatever their number, one context for one thread at a time, and no trace of them
+ * afterwards. */
 #define _GNU_SOURCE
 #include "test.h"
 
@@ -24,7 +25,7 @@
 #endif
 #endif
 
-/* ---- threads of our own ------------------------------------------------------------------------------------------- */
+/* -- threads of our own -------------------------------------------------------------------------------------------- */
 
 typedef struct thread {
     void (*run)(void *arg, int i);
@@ -109,7 +110,7 @@ static tfm_ctx *threaded(int threads) {
     return context_with(&o);
 }
 
-/* ---- what is computed --------------------------------------------------------------------------------------------- */
+/* -- what is computed ---------------------------------------------------------------------------------------------- */
 
 /* Numbers in [-1, 1) that do not come from the library. */
 static tfm_tensor *some(tfm_ctx *c, tfm_shape shape, uint64_t seed) {
@@ -128,27 +129,41 @@ static tfm_tensor *some_ids(tfm_ctx *c, int64_t count, int64_t limit) {
 /* Large enough that seven slots pay off; smaller under an emulator or a sanitizer, where two or three do. */
 static int64_t size(int64_t large) { return test_quick() ? (large + 3) / 4 : large; }
 
-static tfm_tensor *do_matmul(tfm_ctx *c) { return tfm_matmul(c, some(c, TFM_SHAPE(size(203), size(301)), 1), some(c, TFM_SHAPE(size(301), size(187)), 2)); }
-static tfm_tensor *do_matmul_batched(tfm_ctx *c) {
-    return tfm_matmul(c, some(c, TFM_SHAPE(3, 1, size(65), 40), 1), tfm_transpose(c, some(c, TFM_SHAPE(4, size(77), 40), 2), 1, 2));
+static tfm_tensor *do_matmul(tfm_ctx *c) {
+    return tfm_matmul(c, some(c, TFM_SHAPE(size(203), size(301)), 1), some(c, TFM_SHAPE(size(301), size(187)), 2));
 }
-static tfm_tensor *do_matmul_one_row(tfm_ctx *c) { return tfm_matmul(c, some(c, TFM_SHAPE(1, size(1000)), 1), some(c, TFM_SHAPE(size(1000), size(1003)), 2)); }
-static tfm_tensor *do_matmul_long(tfm_ctx *c) { return tfm_matmul(c, some(c, TFM_SHAPE(5, size(20000)), 1), some(c, TFM_SHAPE(size(20000), 3), 2)); }
+static tfm_tensor *do_matmul_batched(tfm_ctx *c) {
+    return tfm_matmul(c, some(c, TFM_SHAPE(3, 1, size(65), 40), 1),
+                      tfm_transpose(c, some(c, TFM_SHAPE(4, size(77), 40), 2), 1, 2));
+}
+static tfm_tensor *do_matmul_one_row(tfm_ctx *c) {
+    return tfm_matmul(c, some(c, TFM_SHAPE(1, size(1000)), 1), some(c, TFM_SHAPE(size(1000), size(1003)), 2));
+}
+static tfm_tensor *do_matmul_long(tfm_ctx *c) {
+    return tfm_matmul(c, some(c, TFM_SHAPE(5, size(20000)), 1), some(c, TFM_SHAPE(size(20000), 3), 2));
+}
 static tfm_tensor *do_linear(tfm_ctx *c) {
-    return tfm_linear(c, some(c, TFM_SHAPE(3, size(61), 200), 1), some(c, TFM_SHAPE(size(311), 200), 2), some(c, TFM_SHAPE(size(311)), 3), TFM_ACT_GELU);
+    return tfm_linear(c, some(c, TFM_SHAPE(3, size(61), 200), 1), some(c, TFM_SHAPE(size(311), 200), 2),
+                      some(c, TFM_SHAPE(size(311)), 3), TFM_ACT_GELU);
 }
 static tfm_tensor *do_linear_half(tfm_ctx *c) {
-    return tfm_linear(c, some(c, TFM_SHAPE(size(61), 200), 1), tfm_cast(c, some(c, TFM_SHAPE(size(311), 200), 2), TFM_BF16), NULL, TFM_ACT_NONE);
+    return tfm_linear(c, some(c, TFM_SHAPE(size(61), 200), 1),
+                      tfm_cast(c, some(c, TFM_SHAPE(size(311), 200), 2), TFM_BF16), NULL, TFM_ACT_NONE);
 }
 static tfm_tensor *attend(tfm_ctx *c, int64_t heads, int64_t kv, int64_t Lq, int64_t Lk, int64_t d, int causal) {
     tfm_attention_options o;
     memset(&o, 0, sizeof o);
     o.mask.causal = causal;
-    return tfm_attention(c, some(c, TFM_SHAPE(1, heads, Lq, d), 1), some(c, TFM_SHAPE(1, kv, Lk, d), 2), some(c, TFM_SHAPE(1, kv, Lk, d), 3), &o);
+    return tfm_attention(c, some(c, TFM_SHAPE(1, heads, Lq, d), 1), some(c, TFM_SHAPE(1, kv, Lk, d), 2),
+                         some(c, TFM_SHAPE(1, kv, Lk, d), 3), &o);
 }
 static tfm_tensor *do_attention(tfm_ctx *c) { return attend(c, 3, 3, size(150), size(170), 64, TFM_CAUSAL_NONE); }
-static tfm_tensor *do_attention_causal(tfm_ctx *c) { return attend(c, 4, 2, size(210), size(210), 40, TFM_CAUSAL_TOP_LEFT); }
-static tfm_tensor *do_attention_one_query(tfm_ctx *c) { return attend(c, 2, 1, 1, size(9000), 64, TFM_CAUSAL_BOTTOM_RIGHT); }
+static tfm_tensor *do_attention_causal(tfm_ctx *c) {
+    return attend(c, 4, 2, size(210), size(210), 40, TFM_CAUSAL_TOP_LEFT);
+}
+static tfm_tensor *do_attention_one_query(tfm_ctx *c) {
+    return attend(c, 2, 1, 1, size(9000), 64, TFM_CAUSAL_BOTTOM_RIGHT);
+}
 static tfm_tensor *do_attention_dropout(tfm_ctx *c) {
     tfm_attention_options o;
     tfm_tensor *q = some(c, TFM_SHAPE(2, 3, size(120), 32), 4);
@@ -158,28 +173,50 @@ static tfm_tensor *do_attention_dropout(tfm_ctx *c) {
     return tfm_attention(c, q, q, q, &o);
 }
 static tfm_tensor *do_softmax(tfm_ctx *c) { return tfm_softmax(c, some(c, TFM_SHAPE(size(301), size(407)), 1), -1); }
-static tfm_tensor *do_softmax_columns(tfm_ctx *c) { return tfm_softmax(c, some(c, TFM_SHAPE(7, size(201), size(203)), 1), 1); }
-static tfm_tensor *do_softmax_one_row(tfm_ctx *c) { return tfm_log_softmax(c, some(c, TFM_SHAPE(1, size(200000)), 1), -1); }
-static tfm_tensor *do_layer_norm(tfm_ctx *c) {
-    return tfm_layer_norm(c, some(c, TFM_SHAPE(size(501), 257), 1), some(c, TFM_SHAPE(257), 2), some(c, TFM_SHAPE(257), 3), NULL);
+static tfm_tensor *do_softmax_columns(tfm_ctx *c) {
+    return tfm_softmax(c, some(c, TFM_SHAPE(7, size(201), size(203)), 1), 1);
 }
-static tfm_tensor *do_rms_norm(tfm_ctx *c) { return tfm_rms_norm(c, some(c, TFM_SHAPE(size(501), 257), 1), some(c, TFM_SHAPE(257), 2), NULL); }
-static tfm_tensor *do_sum_all(tfm_ctx *c) { return tfm_sum(c, some(c, TFM_SHAPE(size(1001), size(403)), 1), tfm_shape_of(0, NULL), 0); }
-static tfm_tensor *do_sum_rows(tfm_ctx *c) { return tfm_sum(c, some(c, TFM_SHAPE(size(1001), size(403)), 1), TFM_SHAPE(-1), 0); }
-static tfm_tensor *do_mean_columns(tfm_ctx *c) { return tfm_mean(c, some(c, TFM_SHAPE(size(1001), size(403)), 1), TFM_SHAPE(0), 0); }
-static tfm_tensor *do_max_outer_inner(tfm_ctx *c) { return tfm_max(c, some(c, TFM_SHAPE(31, size(101), 103), 1), TFM_SHAPE(0, 2), 1); }
-static tfm_tensor *do_logsumexp(tfm_ctx *c) { return tfm_logsumexp(c, some(c, TFM_SHAPE(3, size(150001)), 1), TFM_SHAPE(-1), 0); }
+static tfm_tensor *do_softmax_one_row(tfm_ctx *c) {
+    return tfm_log_softmax(c, some(c, TFM_SHAPE(1, size(200000)), 1), -1);
+}
+static tfm_tensor *do_layer_norm(tfm_ctx *c) {
+    return tfm_layer_norm(c, some(c, TFM_SHAPE(size(501), 257), 1), some(c, TFM_SHAPE(257), 2),
+                          some(c, TFM_SHAPE(257), 3), NULL);
+}
+static tfm_tensor *do_rms_norm(tfm_ctx *c) {
+    return tfm_rms_norm(c, some(c, TFM_SHAPE(size(501), 257), 1), some(c, TFM_SHAPE(257), 2), NULL);
+}
+static tfm_tensor *do_sum_all(tfm_ctx *c) {
+    return tfm_sum(c, some(c, TFM_SHAPE(size(1001), size(403)), 1), tfm_shape_of(0, NULL), 0);
+}
+static tfm_tensor *do_sum_rows(tfm_ctx *c) {
+    return tfm_sum(c, some(c, TFM_SHAPE(size(1001), size(403)), 1), TFM_SHAPE(-1), 0);
+}
+static tfm_tensor *do_mean_columns(tfm_ctx *c) {
+    return tfm_mean(c, some(c, TFM_SHAPE(size(1001), size(403)), 1), TFM_SHAPE(0), 0);
+}
+static tfm_tensor *do_max_outer_inner(tfm_ctx *c) {
+    return tfm_max(c, some(c, TFM_SHAPE(31, size(101), 103), 1), TFM_SHAPE(0, 2), 1);
+}
+static tfm_tensor *do_logsumexp(tfm_ctx *c) {
+    return tfm_logsumexp(c, some(c, TFM_SHAPE(3, size(150001)), 1), TFM_SHAPE(-1), 0);
+}
 static tfm_tensor *do_argmax(tfm_ctx *c) { return tfm_argmax(c, some(c, TFM_SHAPE(size(301), size(1003)), 1), -1, 0); }
 static tfm_tensor *do_topk(tfm_ctx *c) { return tfm_topk(c, some(c, TFM_SHAPE(size(101), size(3001)), 1), 9, NULL); }
-static tfm_tensor *do_embedding(tfm_ctx *c) { return tfm_embedding(c, some(c, TFM_SHAPE(1000, 250), 1), some_ids(c, size(2000), 1000)); }
+static tfm_tensor *do_embedding(tfm_ctx *c) {
+    return tfm_embedding(c, some(c, TFM_SHAPE(1000, 250), 1), some_ids(c, size(2000), 1000));
+}
 static tfm_tensor *do_randn(tfm_ctx *c) { return tfm_randn(c, TFM_SHAPE(size(100001))); }
 static tfm_tensor *do_uniform(tfm_ctx *c) { return tfm_uniform(c, TFM_SHAPE(size(100001)), -3, 2); }
 static tfm_tensor *do_dropout(tfm_ctx *c) { return tfm_dropout(c, some(c, TFM_SHAPE(size(301), 401), 1), 0.25f); }
 static tfm_tensor *do_gelu(tfm_ctx *c) { return tfm_gelu(c, some(c, TFM_SHAPE(size(200003)), 1)); }
 static tfm_tensor *do_add_broadcast(tfm_ctx *c) {
-    return tfm_add(c, tfm_transpose(c, some(c, TFM_SHAPE(size(301), size(701)), 1), 0, 1), some(c, TFM_SHAPE(size(701), 1), 2));
+    return tfm_add(c, tfm_transpose(c, some(c, TFM_SHAPE(size(301), size(701)), 1), 0, 1),
+                   some(c, TFM_SHAPE(size(701), 1), 2));
 }
-static tfm_tensor *do_cast(tfm_ctx *c) { return tfm_cast(c, tfm_cast(c, some(c, TFM_SHAPE(size(400003)), 1), TFM_F16), TFM_F64); }
+static tfm_tensor *do_cast(tfm_ctx *c) {
+    return tfm_cast(c, tfm_cast(c, some(c, TFM_SHAPE(size(400003)), 1), TFM_F16), TFM_F64);
+}
 static tfm_tensor *do_cat(tfm_ctx *c) {
     const tfm_tensor *list[2];
     list[0] = some(c, TFM_SHAPE(size(301), 403), 1);
@@ -235,12 +272,38 @@ typedef struct job {
 } job;
 
 #define JOB(name) {#name, do_##name}
-static const job jobs[] = {
-    JOB(matmul), JOB(matmul_batched), JOB(matmul_one_row), JOB(matmul_long), JOB(linear), JOB(linear_half), JOB(attention),
-    JOB(attention_causal), JOB(attention_one_query), JOB(attention_dropout), JOB(softmax), JOB(softmax_columns),
-    JOB(softmax_one_row), JOB(layer_norm), JOB(rms_norm), JOB(sum_all), JOB(sum_rows), JOB(mean_columns),
-    JOB(max_outer_inner), JOB(logsumexp), JOB(argmax), JOB(topk), JOB(embedding), JOB(randn), JOB(uniform), JOB(dropout),
-    JOB(gelu), JOB(add_broadcast), JOB(cast), JOB(cat), JOB(rotary), JOB(encoder)};
+static const job jobs[] = {JOB(matmul),
+                           JOB(matmul_batched),
+                           JOB(matmul_one_row),
+                           JOB(matmul_long),
+                           JOB(linear),
+                           JOB(linear_half),
+                           JOB(attention),
+                           JOB(attention_causal),
+                           JOB(attention_one_query),
+                           JOB(attention_dropout),
+                           JOB(softmax),
+                           JOB(softmax_columns),
+                           JOB(softmax_one_row),
+                           JOB(layer_norm),
+                           JOB(rms_norm),
+                           JOB(sum_all),
+                           JOB(sum_rows),
+                           JOB(mean_columns),
+                           JOB(max_outer_inner),
+                           JOB(logsumexp),
+                           JOB(argmax),
+                           JOB(topk),
+                           JOB(embedding),
+                           JOB(randn),
+                           JOB(uniform),
+                           JOB(dropout),
+                           JOB(gelu),
+                           JOB(add_broadcast),
+                           JOB(cast),
+                           JOB(cat),
+                           JOB(rotary),
+                           JOB(encoder)};
 enum { JOBS = sizeof jobs / sizeof jobs[0] };
 
 /* The result of a job as floats, to be freed; draws start from the same place each time. */
@@ -275,7 +338,7 @@ static void assert_same_as_alone(tfm_ctx *c, const char *what) {
     tfm_destroy(alone);
 }
 
-/* ---- the same bits ------------------------------------------------------------------------------------------------ */
+/* -- the same bits ------------------------------------------------------------------------------------------------- */
 
 Test(threads, any_number_gives_the_same_bits, .timeout = 300) {
     static const int counts[] = {2, 3, 7};
@@ -311,7 +374,8 @@ Test(threads, any_way_of_waiting_gives_the_same_bits, .timeout = 300) {
     }
 }
 
-/* Jobs around the size from which a second and a third thread pay off, with and without a pause for the workers to park. */
+/* Jobs around the size from which a second and a third thread pay off, with and without a pause for the workers to
+ * park. */
 Test(threads, many_short_jobs_are_all_done_once) {
     static const int counts[] = {2, 3, 7};
     const int rounds = test_quick() ? 60 : 300;
@@ -321,11 +385,13 @@ Test(threads, many_short_jobs_are_all_done_once) {
         tfm_marker mark = tfm_mark(c);
         for (round = 0; round < rounds; round++) {
             const int64_t n = 2000 + round * 977 % 60000;
-            const tfm_tensor *ones = tfm_ones(c, TFM_SHAPE(n)), *y = tfm_add(c, tfm_exp(c, tfm_sub(c, ones, ones)), ones);
+            const tfm_tensor *ones = tfm_ones(c, TFM_SHAPE(n)),
+                             *y = tfm_add(c, tfm_exp(c, tfm_sub(c, ones, ones)), ones);
             int64_t k, wrong = 0;
             assert_made(c, y);
             for (k = 0; k < n; k++) wrong += ((const float *)y->data)[k] != 2.0f;
-            cr_assert_eq(wrong, 0, "%lld of %lld elements, round %d, %d threads", (long long)wrong, (long long)n, round, counts[i]);
+            cr_assert_eq(wrong, 0, "%lld of %lld elements, round %d, %d threads", (long long)wrong, (long long)n, round,
+                         counts[i]);
             tfm_rewind(c, mark);
             if (round % 50 == 49) pause_ms(1);
         }
@@ -333,7 +399,7 @@ Test(threads, many_short_jobs_are_all_done_once) {
     }
 }
 
-/* ---- the user's own threads --------------------------------------------------------------------------------------- */
+/* -- the user's own threads ---------------------------------------------------------------------------------------- */
 
 typedef struct hook {
     int calls, largest, busy_seen; /* calls of parallel_for, largest count, statuses of the intruder below */
@@ -380,7 +446,7 @@ Test(threads, a_parallel_for_of_the_user_gives_the_same_bits, .timeout = 300) {
         }
 }
 
-/* ---- one context, two threads ------------------------------------------------------------------------------------- */
+/* -- one context, two threads -------------------------------------------------------------------------------------- */
 
 static void for_intruded(void *user, int count, void (*run)(void *arg, int i), void *arg) {
     hook *h = (hook *)user;
@@ -389,7 +455,8 @@ static void for_intruded(void *user, int count, void (*run)(void *arg, int i), v
     for (i = 0; i < count; i++) run(arg, i);
 }
 
-/* What a second thread sees: an answer for each call, never a wait, a crash or a change. Assertions are not its business. */
+/* What a second thread sees: an answer for each call, never a wait, a crash or a change. Assertions are not its
+ * business. */
 static void intrude(void *arg, int i) {
     hook *h = (hook *)arg;
     tfm_ctx *c = h->c;
@@ -495,7 +562,7 @@ Test(threads, a_context_may_be_handed_from_thread_to_thread) {
     tfm_destroy(h.c);
 }
 
-/* ---- many contexts ------------------------------------------------------------------------------------------------ */
+/* -- many contexts ------------------------------------------------------------------------------------------------- */
 
 typedef struct shared {
     const model *m;
@@ -548,14 +615,15 @@ Test(threads, contexts_of_any_isa_share_parameters_in_parallel, .timeout = 300) 
         tfm_destroy(c); /* the parameters outlive it */
         on_threads(n, encode_alone, &s);
         for (i = 0; i < n; i++) {
-            cr_expect(s.made[i] == 4 && s.wrong[i] == 0, "%s: %d of 4 made, %d wrong", test_isa(s.isa[i]), (int)s.made[i], (int)s.wrong[i]);
+            cr_expect(s.made[i] == 4 && s.wrong[i] == 0, "%s: %d of 4 made, %d wrong", test_isa(s.isa[i]),
+                      (int)s.made[i], (int)s.wrong[i]);
             free(s.expected[i]);
         }
         tfm_params_destroy(m.p);
     }
 }
 
-/* ---- cancel ------------------------------------------------------------------------------------------------------- */
+/* -- cancel -------------------------------------------------------------------------------------------------------- */
 
 typedef struct canceller {
     tfm_ctx *c;
@@ -642,7 +710,7 @@ Test(threads, a_signal_handler_may_cancel) {
     tfm_destroy(c);
 }
 
-/* ---- workers behave ----------------------------------------------------------------------------------------------- */
+/* -- workers behave ------------------------------------------------------------------------------------------------ */
 
 /* How the caller rounds is how all threads of its job round, and no later job. */
 Test(threads, workers_take_over_the_callers_rounding) {
@@ -651,7 +719,8 @@ Test(threads, workers_take_over_the_callers_rounding) {
     float *expected[2] = {NULL, NULL};
     int i, mode;
 #if defined(__i386__) && !defined(__SSE__)
-    if (strcmp(test_env("TFM_ISA", ""), "scalar")) cr_skip_test("a build without SSE hands on the x87 unit's mode only");
+    if (strcmp(test_env("TFM_ISA", ""), "scalar"))
+        cr_skip_test("a build without SSE hands on the x87 unit's mode only");
 #endif
     for (i = 0; i < 3; i++) {
         tfm_ctx *c = threaded(counts[i]);
@@ -698,7 +767,8 @@ Test(threads, workers_take_over_flush_to_zero) {
             _mm_setcsr(before);
             assert_made(c, y);
             for (k = 0; k < n; k++) zeros += memcmp((const float *)y->data + k, "\0\0\0\0", 4) == 0;
-            cr_assert_eq(zeros, mode % 2 == 0 ? n : 0, "%lld zeros of %lld, %d threads", (long long)zeros, (long long)n, counts[i]);
+            cr_assert_eq(zeros, mode % 2 == 0 ? n : 0, "%lld zeros of %lld, %d threads", (long long)zeros, (long long)n,
+                         counts[i]);
         }
         tfm_destroy(c);
     }
@@ -776,6 +846,7 @@ Test(threads, a_pool_without_work_burns_no_processor) {
 #if !defined(_WIN32) && !defined(UNDER_TSAN)
 /* A fork takes only the thread that called it along. */
 Test(threads, a_forked_child_works_on_one_thread) {
+    if (test_emulated()) cr_skip_test("qemu-user does not know fork() beside threads");
     static const job attention = JOB(attention);
     tfm_ctx *c = threaded(3);
     tfm_tensor *x = tfm_ones(c, TFM_SHAPE(size(200000)));

@@ -37,7 +37,8 @@ static void check_seq2seq(const char *name) {
             tfm_transformer_config g;
             tfm_transformer t;
             tfm_transformer_options o;
-            tfm_tensor *valid = tfm_file_tensor(c, f, "out.valid"), *source = tfm_file_tensor(c, f, "in.source"), *memory;
+            tfm_tensor *valid = tfm_file_tensor(c, f, "out.valid"), *source = tfm_file_tensor(c, f, "in.source"),
+                       *memory;
             tfm_tensor *target = tfm_file_tensor(c, f, "in.target"), *y;
             char text[320];
             memset(&g, 0, sizeof g);
@@ -59,25 +60,29 @@ static void check_seq2seq(const char *name) {
             o.memory_mask = o.source_mask;
             if (tfm_file_has(f, "out.memory")) {
                 memory = tfm_transformer_encode(c, &t, source, &o);
-                cr_assert(rows_close(c, memory, tfm_file_tensor(c, f, "out.memory"), tfm_file_tensor(c, f, "out.memory_valid"), rtol, atol, text,
-                                     sizeof text),
+                cr_assert(rows_close(c, memory, tfm_file_tensor(c, f, "out.memory"),
+                                     tfm_file_tensor(c, f, "out.memory_valid"), rtol, atol, text, sizeof text),
                           "memory: %s", text);
             }
             y = tfm_transformer_forward(c, &t, source, target, &o);
-            cr_assert(rows_close(c, y, tfm_file_tensor(c, f, g.source_vocab ? "out.logits" : "out.y"), valid, rtol, atol, text, sizeof text), "%s",
-                      text);
+            cr_assert(rows_close(c, y, tfm_file_tensor(c, f, g.source_vocab ? "out.logits" : "out.y"), valid, rtol,
+                                 atol, text, sizeof text),
+                      "%s", text);
             if (g.source_vocab) {
                 o.output = TFM_OUTPUT_LOG_SOFTMAX;
                 y = tfm_transformer_forward(c, &t, source, target, &o);
-                cr_assert(rows_close(c, y, tfm_file_tensor(c, f, "out.log_probabilities"), valid, rtol, atol, text, sizeof text), "%s", text);
+                cr_assert(rows_close(c, y, tfm_file_tensor(c, f, "out.log_probabilities"), valid, rtol, atol, text,
+                                     sizeof text),
+                          "%s", text);
             }
             /* lengths say the same as masks, and the decoder leaves the source's padding alone without being told */
             memset(&o, 0, sizeof o);
             o.source_mask.key_lengths = tfm_file_tensor(c, f, "in.source_lengths");
             o.target_mask.key_lengths = tfm_file_tensor(c, f, "in.target_lengths");
             y = tfm_transformer_forward(c, &t, source, target, &o);
-            cr_assert(rows_close(c, y, tfm_file_tensor(c, f, g.source_vocab ? "out.logits" : "out.y"), valid, rtol, atol, text, sizeof text), "%s",
-                      text);
+            cr_assert(rows_close(c, y, tfm_file_tensor(c, f, g.source_vocab ? "out.logits" : "out.y"), valid, rtol,
+                                 atol, text, sizeof text),
+                      "%s", text);
             tfm_params_destroy(p);
             tfm_file_close(f);
         }
@@ -118,11 +123,11 @@ Test(transformer, golden_llama_style_decoder) {
             g.block.rope.interleaved = (int)meta_int(f, "interleaved", 0);
             assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
             if (packed) assert_ok(c, tfm_params_prepare(c, p));
-            assert_tensor_close(c, tfm_transformer_forward(c, &t, NULL, tfm_file_tensor(c, f, "in.ids"), NULL), tfm_file_tensor(c, f, "out.logits"), rtol,
-                                atol);
+            assert_tensor_close(c, tfm_transformer_forward(c, &t, NULL, tfm_file_tensor(c, f, "in.ids"), NULL),
+                                tfm_file_tensor(c, f, "out.logits"), rtol, atol);
             o.output = TFM_OUTPUT_HIDDEN;
-            assert_tensor_close(c, tfm_transformer_forward(c, &t, NULL, tfm_file_tensor(c, f, "in.ids"), &o), tfm_file_tensor(c, f, "out.hidden"), rtol,
-                                atol);
+            assert_tensor_close(c, tfm_transformer_forward(c, &t, NULL, tfm_file_tensor(c, f, "in.ids"), &o),
+                                tfm_file_tensor(c, f, "out.hidden"), rtol, atol);
             tfm_params_destroy(p);
             tfm_file_close(f);
         }
@@ -181,7 +186,8 @@ Test(transformer, decoders_are_causal) {
             assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
             whole = tfm_transformer_forward(c, &t, source, target, NULL);
             assert_made(c, whole);
-            assert_same_values(c, tfm_transformer_forward(c, &t, source, tfm_narrow(c, target, 1, 0, 4), NULL), tfm_narrow(c, whole, 1, 0, 4));
+            assert_same_values(c, tfm_transformer_forward(c, &t, source, tfm_narrow(c, target, 1, 0, 4), NULL),
+                               tfm_narrow(c, whole, 1, 0, 4));
             o.not_causal = 1;
             cr_assert(memcmp(tfm_transformer_forward(c, &t, source, target, &o)->data, whole->data, 35 * 4) != 0);
             tfm_params_destroy(p);
@@ -224,23 +230,28 @@ Test(transformer, parameters_have_the_documented_names) {
     g.head_bias = 1;
     assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
     cr_assert_str_eq(tfm_params_name(p, 0), "src_embedding.weight");
-    cr_assert(tfm_params_find(p, "tgt_embedding.weight") && tfm_params_find(p, "src_position.weight") && tfm_params_find(p, "tgt_position.weight"));
-    cr_assert(tfm_params_find(p, "encoder.norm.weight") && tfm_params_find(p, "decoder.layers.1.multihead_attn.out_proj.bias"));
+    cr_assert(tfm_params_find(p, "tgt_embedding.weight") && tfm_params_find(p, "src_position.weight")
+              && tfm_params_find(p, "tgt_position.weight"));
+    cr_assert(tfm_params_find(p, "encoder.norm.weight")
+              && tfm_params_find(p, "decoder.layers.1.multihead_attn.out_proj.bias"));
     cr_assert(tfm_params_find(p, "generator.weight") && tfm_params_find(p, "generator.bias"));
     tfm_params_destroy(p);
     p = tfm_params_create(c);
     g = small(TFM_DECODER_ONLY, TFM_POSITION_RELATIVE);
     g.no_final_norm = 1;
     assert_ok(c, tfm_transformer_init(c, p, "gpt", &g, &t));
-    cr_assert(tfm_params_find(p, "gpt.decoder.layers.0.self_attn.in_proj_weight") && tfm_params_find(p, "gpt.decoder.relative_bias"));
-    cr_assert(!tfm_params_find(p, "gpt.decoder.norm.weight") && !tfm_params_find(p, "gpt.encoder.layers.0.linear1.weight"));
+    cr_assert(tfm_params_find(p, "gpt.decoder.layers.0.self_attn.in_proj_weight")
+              && tfm_params_find(p, "gpt.decoder.relative_bias"));
+    cr_assert(!tfm_params_find(p, "gpt.decoder.norm.weight")
+              && !tfm_params_find(p, "gpt.encoder.layers.0.linear1.weight"));
     tfm_params_destroy(p);
     p = tfm_params_create(c);
     g = small(TFM_ENCODER_DECODER, TFM_POSITION_ALIBI);
     g.target_vocab = 0;
     g.shared_embedding = g.tied_head = 1;
     assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
-    cr_assert(tfm_params_find(p, "alibi_slopes") && !tfm_params_find(p, "tgt_embedding.weight") && !tfm_params_find(p, "generator.weight"));
+    cr_assert(tfm_params_find(p, "alibi_slopes") && !tfm_params_find(p, "tgt_embedding.weight")
+              && !tfm_params_find(p, "generator.weight"));
     cr_assert(t.generator.weight == t.source_embedding.weight && t.config.outputs == 30);
     tfm_params_destroy(p);
     p = tfm_params_create(c);
@@ -345,7 +356,8 @@ Test(transformer, wrong_inputs_are_refused_with_reasons) {
     cr_assert_null(tfm_transformer_forward(c, &t, some_ids(c, 1, 21, 30, 1), NULL, NULL));
     assert_error_says(c, "position 20 is asked for, but only 20 were learned");
     tfm_clear(c);
-    assert_refused(c, tfm_transformer_forward(c, &t, tfm_from(c, TFM_I64, TFM_SHAPE(1, 2), bad), NULL, NULL), TFM_INVALID);
+    assert_refused(c, tfm_transformer_forward(c, &t, tfm_from(c, TFM_I64, TFM_SHAPE(1, 2), bad), NULL, NULL),
+                   TFM_INVALID);
     cr_assert_null(tfm_transformer_forward(c, &t, NULL, some_ids(c, 1, 2, 30, 1), NULL));
     assert_error_says(c, "encoder-only model takes a source and no target");
     tfm_clear(c);
@@ -381,8 +393,9 @@ Test(transformer, measure_says_what_happens) {
             tfm_memory_reset(c);
             before = tfm_memory_usage(c).arena_used;
             assert_made(c, tfm_transformer_forward(c, &t, source, target, NULL));
-            cr_assert_eq(m.scratch, tfm_memory_usage(c).arena_peak - before, "kind %d position %d: %lld said, %lld taken", kind, position,
-                         (long long)m.scratch, (long long)(tfm_memory_usage(c).arena_peak - before));
+            cr_assert_eq(m.scratch, tfm_memory_usage(c).arena_peak - before,
+                         "kind %d position %d: %lld said, %lld taken", kind, position, (long long)m.scratch,
+                         (long long)(tfm_memory_usage(c).arena_peak - before));
             if (kind == TFM_ENCODER_ONLY) {
                 cr_assert_eq(m.cache, 0);
             } else {
@@ -431,7 +444,8 @@ Test(transformer, measure_of_a_large_model_takes_no_memory) {
     memory.peak = held;
     assert_ok(c, tfm_transformer_measure(c, &g, 1, 0, 131072, &m));
     cr_assert_eq(m.weights, (int64_t)70553706496 * 4);
-    cr_assert(m.cache >= (int64_t)80 * 2 * 8 * 128 * 131072 * 4 && m.cache < (int64_t)80 * 2 * 8 * 128 * 131072 * 4 + 65536);
+    cr_assert(m.cache >= (int64_t)80 * 2 * 8 * 128 * 131072 * 4
+              && m.cache < (int64_t)80 * 2 * 8 * 128 * 131072 * 4 + 65536);
     cr_assert(memory.peak - held < (4 << 20), "%lld bytes to measure", (long long)(memory.peak - held));
     assert_verb_refused(c, tfm_transformer_measure(c, &g, -1, 0, 1, &m), TFM_INVALID);
     assert_verb_refused(c, tfm_transformer_measure(c, NULL, 1, 0, 1, &m), TFM_INVALID);
@@ -465,16 +479,20 @@ Test(transformer, inputs_of_any_strides) {
     tfm_params *p = tfm_params_create(c);
     tfm_transformer_config g = small(TFM_ENCODER_ONLY, TFM_POSITION_SINUSOIDAL);
     tfm_transformer t;
-    tfm_tensor *x = tfm_transpose(c, some(c, TFM_SHAPE(5, 2, 24), 1), 0, 1), *ids = tfm_transpose(c, some_ids(c, 5, 2, 30, 2), 0, 1);
+    tfm_tensor *x = tfm_transpose(c, some(c, TFM_SHAPE(5, 2, 24), 1), 0, 1),
+               *ids = tfm_transpose(c, some_ids(c, 5, 2, 30, 2), 0, 1);
     g.source_vocab = 0;
     assert_ok(c, tfm_transformer_init(c, p, "vectors", &g, &t));
-    assert_same_values(c, tfm_transformer_forward(c, &t, x, NULL, NULL), tfm_transformer_forward(c, &t, tfm_clone(c, x), NULL, NULL));
+    assert_same_values(c, tfm_transformer_forward(c, &t, x, NULL, NULL),
+                       tfm_transformer_forward(c, &t, tfm_clone(c, x), NULL, NULL));
     g.position = TFM_POSITION_NONE;
     assert_ok(c, tfm_transformer_init(c, p, "plain", &g, &t));
-    assert_same_values(c, tfm_transformer_forward(c, &t, x, NULL, NULL), tfm_transformer_forward(c, &t, tfm_clone(c, x), NULL, NULL));
+    assert_same_values(c, tfm_transformer_forward(c, &t, x, NULL, NULL),
+                       tfm_transformer_forward(c, &t, tfm_clone(c, x), NULL, NULL));
     g.source_vocab = 30;
     assert_ok(c, tfm_transformer_init(c, p, "ids", &g, &t));
-    assert_same_values(c, tfm_transformer_forward(c, &t, ids, NULL, NULL), tfm_transformer_forward(c, &t, tfm_clone(c, ids), NULL, NULL));
+    assert_same_values(c, tfm_transformer_forward(c, &t, ids, NULL, NULL),
+                       tfm_transformer_forward(c, &t, tfm_clone(c, ids), NULL, NULL));
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
@@ -532,7 +550,7 @@ Test(transformer, one_store_serves_contexts_of_many_threads) {
 }
 #endif
 
-/* ---- Heads ------------------------------------------------------------------------------------------------------------------- */
+/* -- Heads --------------------------------------------------------------------------------------------------------- */
 
 Test(pool, follows_lengths) {
     static const int64_t lengths[3] = {5, 2, 0};
@@ -565,8 +583,9 @@ Test(pool, follows_lengths) {
                 }
             free(r);
             /* alone and in a batch */
-            assert_same_values(c, tfm_pool(c, tfm_narrow(c, tfm_narrow(c, x, 0, 1, 1), 1, 0, 2), tfm_narrow(c, n, 0, 1, 1), pooling),
-                               tfm_narrow(c, y, 0, 1, 1));
+            assert_same_values(
+                c, tfm_pool(c, tfm_narrow(c, tfm_narrow(c, x, 0, 1, 1), 1, 0, 2), tfm_narrow(c, n, 0, 1, 1), pooling),
+                tfm_narrow(c, y, 0, 1, 1));
             assert_same_values(c, tfm_pool(c, tfm_narrow(c, x, 0, 0, 1), NULL, pooling), tfm_narrow(c, y, 0, 0, 1));
         }
         assert_refused(c, tfm_pool(c, x, n, 4), TFM_INVALID);
@@ -608,7 +627,9 @@ Test(l2_normalize, gives_rows_of_length_one) {
     cr_assert_not_null(r);
     for (i = 0; i < 4; i++) {
         double squares = 0, length = 0;
-        for (j = 0; j < 9; j++) squares += (double)r[i * 9 + j] * (double)r[i * 9 + j], length += (double)v[i * 9 + j] * (double)v[i * 9 + j];
+        for (j = 0; j < 9; j++)
+            squares += (double)r[i * 9 + j] * (double)r[i * 9 + j],
+                length += (double)v[i * 9 + j] * (double)v[i * 9 + j];
         cr_assert_float_eq(squares, i == 3 ? 0 : 1, 1e-6);
         for (j = 0; i < 3 && j < 9; j++) cr_assert_float_eq(r[i * 9 + j], (double)v[i * 9 + j] / sqrt(length), 1e-6);
     }
