@@ -6560,7 +6560,7 @@ static void tfm__print_tensor(tfm__text *text, const tfm_tensor *t) {
     static const char prefix[] = "tensor(";
     const int indent = (int)sizeof(prefix) - 1;
     const int64_t numel = tfm_numel(t);
-    char suffix[TFM__SHAPE_TEXT], shape[TFM__SHAPE_TEXT];
+    char suffix[TFM__SHAPE_TEXT + 8], shape[TFM__SHAPE_TEXT];
     tfm__printer p;
     int64_t line;
     tfm__text_add(text, "%s", prefix);
@@ -18688,7 +18688,7 @@ TFM_API tfm_tokenizer *tfm_tokenizer_lines_memory(tfm_ctx *c, const void *data, 
 TFM_API int64_t tfm_tokenizer_size(const tfm_tokenizer *t) { return t ? t->size : 0; }
 
 TFM_API int64_t tfm_tokenizer_find(const tfm_tokenizer *t, const char *token) {
-    return t && token ? tfm__token_find(t, token, (int64_t)strlen(token), NULL, 0) : -1;
+    return t && token ? tfm__token_find(t, token, (int64_t)strlen(token), "", 0) : -1;
 }
 
 /* -- text to ids --------------------------------------------------------------------------------------------------- */
@@ -18774,10 +18774,10 @@ static int64_t tfm__merge_all(tfm__merger *m, int64_t count) {
  * lacks. Returns their number, -1: the vocabulary has not even that. */
 static int64_t tfm__llama2c_characters(const tfm_tokenizer *t, const char *text, int64_t *ids) {
     int64_t n = 0, length, i, id;
-    ids[n++] = tfm__token_find(t, " ", 1, NULL, 0);
+    ids[n++] = tfm__token_find(t, " ", 1, "", 0);
     for (; *text; text += length) {
         for (length = 1; length < 4 && ((unsigned char)text[length] & 0xC0) == 0x80;) length++;
-        id = tfm__token_find(t, text, length, NULL, 0);
+        id = tfm__token_find(t, text, length, "", 0);
         if (id >= 0) ids[n++] = id;
         else
             for (i = 0; i < length; i++) ids[n++] = (unsigned char)text[i] + TFM__LLAMA2C_BYTES;
@@ -18818,7 +18818,7 @@ static tfm_status tfm__lines_encode(tfm_ctx *c, const tfm_tokenizer *t, const ch
     *count = 0;
     while (*text) {
         const size_t length = strcspn(text, " ");
-        int64_t id = length ? tfm__token_find(t, text, (int64_t)length, NULL, 0) : -1;
+        int64_t id = length ? tfm__token_find(t, text, (int64_t)length, "", 0) : -1;
         if (length && id < 0) id = t->unknown;
         if (length && id < 0)
             return tfm__fail(c, TFM_INVALID, "tfm_tokenizer_encode: \"%.*s\" is not in the vocabulary",

@@ -355,6 +355,7 @@ Test(params, every_failing_allocation_is_an_error_and_no_leak) {
 }
 
 Test(params, a_store_of_a_measurement_has_no_values) {
+    if (sizeof(void *) < 8) cr_skip_test("sizes beyond 32 bits");
     tfm_ctx *c = context_of(1);
     tfm_params *p, *real = tfm_params_create(c);
     tfm_linear_layer l, unmade;

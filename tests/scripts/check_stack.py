@@ -8,6 +8,9 @@ from report import Report, available, output_of, run_all
 
 # Gated: the register tiles of products, which attention's scores and outputs go through too. Other loops are shown with -v.
 GATED = re.compile(r"tfm__tile_\d+x\d+_\w+_(avx2|avx512|neon)")
+# 12 sums, 3 rows of A and a vector of B fill the 16 registers; clang starts converting the next vector of B a little early
+# and parks one: two accesses beside 12 multiply-adds, in a tile whose time is the reading of B.
+ALLOWED = {("clang", "tfm__tile_3x4_f16_avx2"): 2, ("clang-19", "tfm__tile_3x4_f16_avx2"): 2}
 LEAST_FMA = 8  # of a loop that is not gated, to be worth showing
 
 TARGETS = [("gcc", ["gcc"], "objdump", ("avx2", "avx512")), ("clang", ["clang"], "objdump", ("avx2", "avx512")),
@@ -67,7 +70,7 @@ def look(label, compiler, objdump, isas):
             touches = [text for text in loop if stack.search(text)]
             if gated:
                 seen[gated.group(1)] += 1
-            if touches:
+            if len(touches) > ALLOWED.get((label, name), 0):
                 line = f"{name} at {begin:x}: {len(touches)} of {len(loop)} instructions touch the stack ({fma} multiply-adds)"
                 if gated:
                     bad.append(line + "".join("\n    " + t for t in touches[:4]))
