@@ -39,10 +39,7 @@ static void draw_mask(tfm_ctx *c, const char *title, const tfm_mask *mask) {
     printf("   %s, shape %s\n", title, shape(m));
     for (int64_t i = 0; m && i < LENGTH; i++) {
         printf("      ");
-        for (int64_t j = 0; j < LENGTH; j++) {
-            int64_t at[4] = {0, 0, i, j};
-            printf("%s", tfm_get(m, at) < 0 ? " ." : " #");
-        }
+        for (int64_t at[4] = {0, 0, i, 0}; at[3] < LENGTH; at[3]++) printf("%s", tfm_get(m, at) < 0 ? " ." : " #");
         puts("");
     }
 }
@@ -53,23 +50,18 @@ int main(void) {
     const char *labels[LENGTH];
     tfm_ctx *c = tfm_create(NULL);
     tfm_params *p = c ? tfm_params_create(c) : NULL;
-    tfm_transformer_config config;
+    tfm_transformer_config config = {0};
     tfm_transformer model;
-    tfm_attention_options attention;
-    tfm_mha_options heads;
-    tfm_transformer_options whole;
-    tfm_heatmap_options look;
+    tfm_attention_options attention = {0};
+    tfm_mha_options heads = {0};
+    tfm_transformer_options whole = {0};
+    tfm_heatmap_options look = {0};
     tfm_tensor *ids, *x, *positions, *weights = NULL, *y, *memory, *target, *probabilities;
-    tfm_mask causal = tfm_mask_causal(), padding, none;
-    int64_t real[1] = {4};
+    tfm_mask causal = tfm_mask_causal(), padding, none = {0};
+    static const int64_t real[1] = {4};
     const char *svg;
+    int bad;
 
-    memset(&config, 0, sizeof config);
-    memset(&attention, 0, sizeof attention);
-    memset(&heads, 0, sizeof heads);
-    memset(&whole, 0, sizeof whole);
-    memset(&look, 0, sizeof look);
-    memset(&none, 0, sizeof none);
     config.position = TFM_POSITION_SINUSOIDAL;
     config.block.d_model = D_MODEL; config.block.heads = HEADS; config.block.d_ff = 4 * D_MODEL;
     config.encoder_layers = config.decoder_layers = 2;
@@ -84,13 +76,11 @@ int main(void) {
         labels[i] = words[sentence[i]];
         printf("   %s -> %lld\n", labels[i], (long long)sentence[i]);
     }
-    printf("   ids %s: one sentence of %d tokens. \"the\" stands there twice and has one number.\n", shape(ids),
-           LENGTH);
+    printf("   ids %s: one sentence of %d tokens, \"the\" has one number both times.\n", shape(ids), LENGTH);
 
     step(2, "Each number becomes a vector (embedding), and its place is added (position)");
     x = tfm_embedding_forward(c, &model.source_embedding, ids);
     positions = tfm_sinusoidal(c, TFM_POSITION_SINUSOIDAL, 0, LENGTH, D_MODEL);
-    if (!positions) goto failed;
     printf("   the table has a row for each of the %lld words: %s; looked up: %s\n",
            (long long)model.source_embedding.weight->shape[0], shape(model.source_embedding.weight), shape(x));
     numbers("\"the\" (place 0)", x, 0);
@@ -156,13 +146,10 @@ int main(void) {
            tfm_item(tfm_sum(c, tfm_select(c, tfm_select(c, probabilities, 0, 0), 0, 2), tfm_shape_of(0, NULL), 0)));
     puts("\n   The weights of this model are random, so the answer is a guess. Training makes it a good one; the "
          "shapes stay the same.");
-    if (tfm_error(c)[0]) goto failed;
-    tfm_params_destroy(p);
-    tfm_destroy(c);
-    return 0;
 failed:
-    fprintf(stderr, "%s\n", tfm_error(c));
+    if (tfm_error(c)[0]) fprintf(stderr, "%s\n", tfm_error(c));
     tfm_params_destroy(p);
+    bad = tfm_status_of(c) != TFM_OK;
     tfm_destroy(c);
-    return 1;
+    return bad;
 }
