@@ -11199,7 +11199,7 @@ static void tfm__attn_finish(const tfm__attn *a, const tfm__attn_rows *x, tfm__a
         char *const to = tfm__attn_at(&a->out, b, h, i);
         float *const row = a->out.dtype == TFM_F32 ? (float *)(void *)to : from;
         if (sum == 0.0f || a->dropout >= 1.0f) {
-            memset(to, 0, (size_t)(a->value_size * a->out.size)); /* all bits zero is 0 in every float type */
+            if (a->value_size) memset(to, 0, (size_t)(a->value_size * a->out.size)); /* 0 in every float type */
         } else {
             float divisor;
             if (a->mask.sinks) {
