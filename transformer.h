@@ -13504,7 +13504,10 @@ static int64_t tfm__place(const tfm__places *p, int64_t row) {
         const tfm_tensor *t = p->positions;
         return tfm__id_at(t->dtype, t->data, t->ndim == 1 ? l * t->stride[0] : b * t->stride[0] + l * t->stride[1]);
     }
-    return (p->starts ? p->starts[b] : p->start) + l;
+    {
+        const int64_t start = p->starts ? p->starts[b] : p->start;
+        return start > INT64_MAX - l ? INT64_MAX : start + l;
+    }
 }
 
 /* A table over places: rows of `columns` angles, place * rate[i] each, as sine and cosine. Computed in double: in f32
@@ -13562,7 +13565,7 @@ static tfm_tensor *tfm__sinusoidal_at(tfm_ctx *c, int kind, const tfm__places *p
     shape[1] = places->length;
     shape[2] = d;
     y = tfm__result(&o, TFM_F32, places->batch > 1 ? 3 : 2, places->batch > 1 ? shape : shape + 1);
-    a.columns = halves ? d / 2 : (d + 1) / 2;
+    a.columns = halves ? d / 2 : d - d / 2;
     rate = y ? (double *)tfm__temporary(&o, a.columns * (int64_t)sizeof(double)) : NULL;
     if (!y || !rate) return tfm__leave(&o, NULL);
     if (o.run && tfm_numel(y)) {
@@ -14202,10 +14205,18 @@ static int tfm__mha_ok(tfm_ctx *c, const char *who, tfm_mha_config *config) {
 
 /* PyTorch: xavier_uniform over the whole in_proj, zero biases, out_proj's weight as nn.Linear's. */
 static int tfm__mha_make(const tfm__maker *m, const char *prefix, const tfm_mha_config *config, tfm_mha *layer) {
-    const int64_t d = config->d_model, q = config->heads * config->head_size, kv = config->kv_heads * config->head_size;
+    const int64_t d = config->d_model, most = (int64_t)1 << 40;
     const int bias = !config->no_bias;
+    int64_t q = 0, kv = 0;
     char path[TFM__NAME_MAX + 1];
     tfm__init zeros = tfm__init_of(TFM__INIT_ZEROS, 0.0, 0), xavier = tfm__init_of(TFM__INIT_UNIFORM, 0.0, 1);
+    if (!tfm__mul(config->heads, config->head_size, &q) || !tfm__mul(config->kv_heads, config->head_size, &kv)
+        || q > most || kv > most || d > most || config->kdim > most || config->vdim > most) {
+        tfm__fail(m->c, TFM_INVALID, "tfm_mha_init: d_model %lld, %lld heads of %lld, kdim %lld, vdim %lld: too large",
+                  (long long)d, (long long)config->heads, (long long)config->head_size, (long long)config->kdim,
+                  (long long)config->vdim);
+        return 0;
+    }
     layer->config = *config;
     if (config->separate) {
         xavier.value = sqrt(6.0 / (double)(q + d));
