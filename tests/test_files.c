@@ -4,6 +4,9 @@
 #if !defined(_WIN32)
 #include <dirent.h>
 #include <sys/stat.h>
+#define MAPPED 1 /* files are mapped, so that a store can use their bytes; a file that was read is copied and let go */
+#else
+#define MAPPED 0
 #endif
 
 /* ---- files made on the spot ------------------------------------------------------------------------------------- */
@@ -864,7 +867,8 @@ Test(files, a_store_uses_the_files_memory_and_keeps_it_open) {
         f = from_disk ? tfm_file_open(c, path) : tfm_file_open_memory(c, b.data, b.size);
         cr_assert_not_null(f, "%s", tfm_error(c));
         assert_ok(c, tfm_params_load_file(c, p, f, NULL));
-        cr_expect_eq(tfm_params_find(p, "a")->data, tfm_file_tensor(c, f, "a")->data, "the bytes were copied");
+        if (from_disk && !MAPPED) cr_expect_neq(tfm_params_find(p, "a")->data, tfm_file_tensor(c, f, "a")->data);
+        else cr_expect_eq(tfm_params_find(p, "a")->data, tfm_file_tensor(c, f, "a")->data, "the bytes were copied");
         tfm_file_close(f);
         remove(path);
         tfm_destroy(c);
