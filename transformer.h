@@ -550,7 +550,7 @@ TFM_API tfm_tensor *tfm_log_softmax(tfm_ctx *c, const tfm_tensor *t, int dim);
  * views are read in place. 2 m n k FLOPs. */
 TFM_API tfm_tensor *tfm_matmul(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 /* activation(x W^T + b) (..., out): x (..., in), weight (out, in), packed or plain, bias (out) or NULL, activation a
- * TFM_ACT_*. f32 x with f16/bf16 weight is fine: result f32. */
+ * TFM_ACT_*. The result has the dtype of x and weight, f32 where they differ; bias may have any float dtype. */
 TFM_API tfm_tensor *tfm_linear(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
                                int activation);
 /* Rows of weight (count, d), packed or plain, by ids (i64 or i32, any shape): (..., d) f32. Ids are checked. */
@@ -3022,8 +3022,7 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_neg TFM__FN(v_neg)
 #define v_round TFM__FN(v_round)                /* to the nearest integer, ties to even */
 #define v_copysign TFM__FN(v_copysign)          /* |a| with the sign of b */
-#define v_scale2 TFM__FN(v_scale2)              /* x * 2^n, n integral in -300..300, rounded once */
-#define v_scale2_near TFM__FN(v_scale2_near)    /* the same for 2^-20 < |x| < 2^20 and n in -180..180, cheaper */
+#define v_scale2 TFM__FN(v_scale2)    /* x * 2^n for 2^-20 < |x| < 2^20 and integral n in -180..180 */
 #define v_lt TFM__FN(v_lt)
 #define v_le TFM__FN(v_le)
 #define v_eq TFM__FN(v_eq)
@@ -3055,7 +3054,6 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_exp TFM__FN(v_exp)
 #define v_log TFM__FN(v_log)
 #define v_tanh TFM__FN(v_tanh)
-#define v_erf TFM__FN(v_erf)
 #define v_sigmoid TFM__FN(v_sigmoid)
 #define v_sincos TFM__FN(v_sincos)
 
@@ -3133,7 +3131,6 @@ TFM__ALWAYS_INLINE tfm__v v_clamp(tfm__v x, tfm__v low, tfm__v high) {
 }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) { return _mm512_roundscale_ps(a, 8); }
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) { return _mm512_scalef_ps(x, n); }
-TFM__ALWAYS_INLINE tfm__v v_scale2_near(tfm__v x, tfm__v n) { return _mm512_scalef_ps(x, n); }
 
 TFM__ALWAYS_INLINE tfm__v v_load_h(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
@@ -3641,17 +3638,7 @@ TFM__ALWAYS_INLINE tfm__v v_copysign(tfm__v magnitude, tfm__v sign) {
 #if TFM__PASS != TFM__AVX512
 TFM__ALWAYS_INLINE tfm__v TFM__FN(power2)(tfm__i n) { return vi_as_v(vi_shl(vi_add(n, vi_set1(127)), 23)); }
 
-/* Three factors, the smallest exponent first: a factor that rounds into the subnormal range is then either the last
- * one or followed by one that makes everything zero. */
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) {
-    const tfm__v low = v_set1(-126.0f), high = v_set1(126.0f);
-    const tfm__v n1 = v_clamp(n, low, high);
-    const tfm__v n2 = v_clamp(v_sub(n, n1), low, high);
-    const tfm__v n3 = v_sub(v_sub(n, n1), n2);
-    const tfm__v y = v_mul(v_mul(x, TFM__FN(power2)(v_to_i(n3))), TFM__FN(power2)(v_to_i(n2)));
-    return v_mul(y, TFM__FN(power2)(v_to_i(n1)));
-}
-TFM__ALWAYS_INLINE tfm__v v_scale2_near(tfm__v x, tfm__v n) {
     const tfm__i whole = v_to_i(n);
     const tfm__i half = vi_sar(whole, 1);
     return v_mul(v_mul(x, TFM__FN(power2)(half)), TFM__FN(power2)(vi_sub(whole, half)));
@@ -3675,7 +3662,7 @@ TFM__ALWAYS_INLINE tfm__v v_exp(tfm__v x) {
     p = v_fma(p, r, v_set1(0.166665211f));
     p = v_fma(p, r, v_set1(0.49999994f));
     p = v_add(v_fma(p, v_mul(r, r), r), v_set1(1.0f));
-    return v_scale2_near(p, n);
+    return v_scale2(p, n);
 }
 
 /* x = 2^e m, m in [sqrt(1/2), sqrt(2)); log(x) = e ln(2) + log(1 + (m - 1)). */
@@ -3718,28 +3705,6 @@ TFM__ALWAYS_INLINE tfm__v v_tanh(tfm__v x) {
     p = v_fma(p, s, v_set1(-0.333332807f));
     p = v_fma(v_mul(p, s), t, t);
     return v_copysign(v_select(v_lt(t, v_set1(0.625f)), p, large), x);
-}
-
-/* Up to 0.93 x + x p(x^2), beyond 1 - exp(-t + t q(t)), q fitted to log(erfc(t)) / t + 1; erf(3.95) rounds to 1. */
-TFM__ALWAYS_INLINE tfm__v v_erf(tfm__v x) {
-    const tfm__v a = v_abs(x);
-    const tfm__v t = v_clamp(a, v_zero(), v_set1(3.95f));
-    const tfm__v s = v_mul(t, t);
-    tfm__v p = v_set1(7.9966987e-05f), q = v_set1(0.000213958701f);
-    p = v_fma(p, s, v_set1(-0.000804977375f));
-    p = v_fma(p, s, v_set1(0.00519240508f));
-    p = v_fma(p, s, v_set1(-0.0268557314f));
-    p = v_fma(p, s, v_set1(0.112836257f));
-    p = v_fma(p, s, v_set1(-0.376126289f));
-    p = v_fma(p, s, v_set1(0.128379166f));
-    p = v_fma(p, t, t);
-    q = v_fma(q, t, v_set1(-0.00321475556f));
-    q = v_fma(q, t, v_set1(0.0228893664f));
-    q = v_fma(q, t, v_set1(-0.105260968f));
-    q = v_fma(q, t, v_set1(-0.635718942f));
-    q = v_fma(q, t, v_set1(-0.128514186f));
-    q = v_sub(v_set1(1.0f), v_exp(v_sub(v_mul(q, t), t)));
-    return v_copysign(v_select(v_lt(t, v_set1(0.93f)), p, q), x);
 }
 
 /* 1 / (1 + exp(-x)), from exp(-|x|) so that small results keep their digits. */
@@ -5029,7 +4994,6 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_round
 #undef v_copysign
 #undef v_scale2
-#undef v_scale2_near
 #undef v_lt
 #undef v_le
 #undef v_eq
@@ -5060,7 +5024,6 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_exp
 #undef v_log
 #undef v_tanh
-#undef v_erf
 #undef v_sigmoid
 #undef v_sincos
 #undef vi_shl
@@ -15081,7 +15044,7 @@ static tfm_tensor *tfm__learned_at(tfm_ctx *c, const tfm_tensor *table, const tf
         const int64_t end =
             from + (counted ? tfm__id_at(counts->dtype, counts->data, b * counts->stride[0]) : places->length);
         if (end <= most) continue;
-        tfm__fail(c, TFM_INVALID, "position %lld is asked for, but only %lld were learned (max_length)",
+        tfm__fail(c, TFM_INVALID, "learned positions: position %lld is asked for, but only %lld were learned (max_length)",
                   (long long)(end - 1), (long long)most);
         return NULL;
     }
@@ -15899,13 +15862,13 @@ static int tfm__log_total(tfm_ctx *c, const float *x, int64_t n, double *total) 
     int64_t i;
     for (i = 0; i < n; i++) {
         if (tfm__isnan(x[i]) || (tfm__isinf(x[i]) && x[i] > 0)) {
-            tfm__fail(c, TFM_INVALID, "logit %lld is %s", (long long)i, tfm__isnan(x[i]) ? "NaN" : "+Inf");
+            tfm__fail(c, TFM_INVALID, "sampling: logit %lld is %s", (long long)i, tfm__isnan(x[i]) ? "NaN" : "+Inf");
             return 0;
         }
         if ((double)x[i] > most) most = (double)x[i];
     }
     if (!(most > -HUGE_VAL)) {
-        tfm__fail(c, TFM_INVALID, "no logit is finite");
+        tfm__fail(c, TFM_INVALID, "sampling: no logit is finite");
         return 0;
     }
     for (i = 0; i < n; i++) sum += exp((double)x[i] - most);
@@ -16161,7 +16124,7 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
         r->reason = -1;
         r->prompt = prompts[b].count;
         if (left < 0) {
-            tfm__fail(c, TFM_INVALID, "prompt %lld has %lld ids: the session has room for %lld", (long long)b,
+            tfm__fail(c, TFM_INVALID, "tfm_generate: prompt %lld has %lld ids, the session has room for %lld", (long long)b,
                       (long long)r->prompt, (long long)(left + r->prompt));
             return 0;
         }

@@ -1,6 +1,10 @@
-/* Classifies token ids from a file with an encoder and a head: one line of ids a sequence, classes' probabilities a
- * line out.  cc -O2 -I. examples/classify.c -o classify -lm echo "5 7 12 3" > ids.txt && ./classify ids.txt
- * [MODEL.safetensors]  Without a model file the weights are random: it shows the plumbing, not an opinion. */
+/* Classifies the sequences in a file (one line of token ids each) with an encoder and a head: the probabilities of the
+ * classes, a line out.
+ *
+ *   cc -O2 -I. examples/classify.c -o classify -lm
+ *   echo "5 7 12 3" > ids.txt && ./classify ids.txt [MODEL.safetensors]
+ *
+ * Without a model file the weights are random: it shows the plumbing, not an opinion. */
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 #include "ids.h"

@@ -1,5 +1,7 @@
 /* All memory from your own allocator: here a fixed arena in the program, with a hard cap, as firmware or a plugin
- * would do it.  cc -O2 -I. examples/custom_allocator.c -o custom_allocator -lm && ./custom_allocator */
+ * would do it.
+ *
+ *   cc -O2 -I. examples/custom_allocator.c -o custom_allocator -lm && ./custom_allocator */
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 #include <string.h>
