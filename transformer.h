@@ -2776,6 +2776,7 @@ typedef struct tfm__gemm {
     int activation;            /* TFM_ACT_*: applied with the bias when finish is set */
     int finish;                /* 1: this is the last block of k: add bias, apply activation */
     const float *bias;         /* per column, or NULL */
+    const void *next;          /* what is read after this, in one piece, or NULL: few rows fetch it into L2 */
 } tfm__gemm;
 
 /* Row operations. Forward ops of one argument; p0, p1 are the op's parameters. */
@@ -2807,6 +2808,7 @@ typedef struct tfm__attn_tile {
     const float *q; int64_t q_row;      /* scaled queries, f32, rows x key_size */
     const void *k; int k_dtype; int64_t k_panel;  /* panels [key/16][key_size][16]; k_panel = elements between panels */
     const void *v; int v_dtype; int64_t v_row;    /* row-major values, v_row = elements between keys */
+    const void *next;                   /* the keys that are read after these values, or NULL */
     float *scores;                      /* rows x TFM__BLOCK_KEYS scratch, row stride TFM__BLOCK_KEYS */
     float *out; int64_t out_row;        /* rows x value_size: this block's own output, unnormalised */
     float *max, *sum;                   /* per row: this block's maximum (-inf: no key) and sum of exp */
@@ -2873,6 +2875,8 @@ typedef struct tfm__tile {
     float *c;
     int64_t c_row;
     int accumulate;
+    const char *next;          /* NULL, or fetched into L2: 16 elements at next + i * next_panel each k for panel */
+    int64_t next_panel, next_step;     /* i, next_step bytes further each time */
 } tfm__tile;
 
 /* Bits of 2/pi behind the binary point, after 32 zeros. */
@@ -3037,7 +3041,8 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_sum TFM__FN(v_sum)
 #define v_hmax TFM__FN(v_hmax)
 #define v_hmin TFM__FN(v_hmin)
-#define v_prefetch TFM__FN(v_prefetch)
+#define v_prefetch TFM__FN(v_prefetch)          /* into L1 */
+#define v_prefetch_l2 TFM__FN(v_prefetch_l2)
 #define v_to_i TFM__FN(v_to_i)                  /* nearest even; out of range or NaN: any value */
 #define v_from_i TFM__FN(v_from_i)
 #define v_as_i TFM__FN(v_as_i)                  /* the bits */
@@ -3164,6 +3169,7 @@ TFM__ALWAYS_INLINE void v_storen_b(uint16_t *p, tfm__v a, int64_t n) {
     _mm256_mask_storeu_epi16(p, v_mask_n(n), TFM__FN(narrow_b)(a));
 }
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 
 #endif /* TFM__AVX512 */
 
@@ -3273,6 +3279,7 @@ TFM__ALWAYS_INLINE void v_store_b(uint16_t *p, tfm__v a) {
 }
 TFM__ALWAYS_INLINE void v_storen_b(uint16_t *p, tfm__v a, int64_t n) { TFM__FN(store16n)(p, TFM__FN(narrow_b)(a), n); }
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 
 #endif /* TFM__AVX2 */
 
@@ -3438,8 +3445,10 @@ TFM__ALWAYS_INLINE void v_store_b(uint16_t *p, tfm__v a) { vst1_u16(p, TFM__FN(n
 TFM__ALWAYS_INLINE void v_storen_b(uint16_t *p, tfm__v a, int64_t n) { TFM__FN(store16n)(p, TFM__FN(narrow_b)(a), n); }
 #if defined(__GNUC__) || defined(__clang__)
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { __builtin_prefetch(p); }
+TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { __builtin_prefetch(p, 0, 2); }
 #else
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { __prefetch(p); }
+TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { __prefetch(p); }
 #endif
 
 #endif /* TFM__NEON */
@@ -3623,6 +3632,7 @@ TFM__LANES_MEMORY(v_load, v_loadn, v_store, v_storen, float, TFM__SAME1, TFM__SA
 TFM__LANES_MEMORY(v_load_h, v_loadn_h, v_store_h, v_storen_h, uint16_t, tfm__f16_to_f32, tfm__f32_to_f16)
 TFM__LANES_MEMORY(v_load_b, v_loadn_b, v_store_b, v_storen_b, uint16_t, tfm__bf16_to_f32, tfm__f32_to_bf16)
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { (void)p; }
+TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { (void)p; }
 
 #endif /* TFM__SCALAR */
 
@@ -4288,7 +4298,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
  *  on the tile it falls into, on packing, or on where k is cut into blocks. Bias and activation follow the last k.
  *
  *  Micro-kernels are written out by macros with one named variable per accumulator: gcc -O2 does not unroll loops over
- *  arrays of registers (kernel-probes: a quarter of the peak). Each is a function of its own so that its registers are
+ *  arrays of registers (a quarter of the peak). Each is a function of its own so that its registers are
  *  its own. Rows are reached by one pointer for every three of them: p[0], p[s], p[2 s] are addressing modes.
  * ---------------------------------------------------------------------------------------------------------------- */
 
@@ -4353,24 +4363,50 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__COL_ROWS(R, load) TFM__ROWS##R
 #define TFM__COL_LOAD(R, load) load
 #define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
-#define TFM__AHEAD_0
-#define TFM__AHEAD_1 /* one row or few read B once, from far: 2 KB ahead of use (kernel-probes) */ \
-    v_prefetch((const char *)(b[0] + k) + 2048); \
-    if (panels > 1) v_prefetch((const char *)(b[1] + k) + 2048); \
-    if (panels > 2) v_prefetch((const char *)(b[2] + k) + 2048); \
-    if (panels > 3) v_prefetch((const char *)(b[3] + k) + 2048);
+/* Few rows wait for B's bytes. Those 2 KB ahead in the same panels are fetched into L1 (from the last-level cache 0.8
+ * of a read without); or what is read after the product into L2: a decoder's keys and values come in pieces too short
+ * for the hardware to see where they go on (0.5 of the bandwidth without, 0.9 with). Both at once are slower. */
+#define TFM__NEAR(i) v_prefetch((const char *)(b[i] + k) + 2048);
+#define TFM__FETCH_NEAR(V) \
+    TFM__NEAR(0) \
+    if ((V) * TFM__W > 16) { TFM__NEAR(1) } \
+    if ((V) * TFM__W > 32) { TFM__NEAR(2) } \
+    if ((V) * TFM__W > 48) { TFM__NEAR(3) }
+#define TFM__FETCH_NEXT(V) \
+    v_prefetch_l2(next); \
+    if ((V) * TFM__W > 16) v_prefetch_l2(next + next_panel); \
+    if ((V) * TFM__W > 32) v_prefetch_l2(next + 2 * next_panel); \
+    if ((V) * TFM__W > 48) v_prefetch_l2(next + 3 * next_panel); \
+    next += next_step;
+#define TFM__FETCH_NONE(V)
+#define TFM__LOOP(R, V, body, load, fetch) \
+    for (; left > 0; left--) { \
+        TFM__FETCH_##fetch(V) \
+        TFM__BODY_##body(R, V, load) \
+        a[0] += a_step; \
+        if ((R) > 3) a[1] += a_step; \
+        if ((R) > 6) a[2] += a_step; \
+        if ((R) > 9) a[3] += a_step; \
+        k += b_row; \
+    }
+#define TFM__LOOPS_FEW(R, V, body, load) \
+    if (t->next) { \
+        const char *next = t->next; \
+        const int64_t next_panel = t->next_panel, next_step = t->next_step; \
+        TFM__LOOP(R, V, body, load, NEXT) \
+    } \
+    TFM__LOOP(R, V, body, load, NEAR)
+#define TFM__LOOPS_MANY(R, V, body, load) TFM__LOOP(R, V, body, load, NONE)
 
 /* The function tile_RxV_dtype: R rows, V vectors. */
-#define TFM__TILE(R, V, body, ahead, dtype, type, load) \
+#define TFM__TILE(R, V, body, rows, dtype, type, load) \
     TFM__NOINLINE void TFM__FN(tile_##R##x##V##_##dtype)(const tfm__tile *t) { \
-        const int panels = ((V) * TFM__W + 15) / 16; \
         const int64_t s = t->a_row, a_step = t->a_step, b_row = t->b_row, c_row = t->c_row; \
         float *const c = t->c; \
         const float *a[4]; \
         const type *b[4]; \
         int64_t k = 0, left = t->depth; \
         TFM__ROWS##R(TFM__ROW_DECLARE, V) \
-        (void)panels; \
         a[0] = t->a; \
         a[1] = a[0] + ((R) > 3 ? 3 * s : 0); \
         a[2] = a[1] + ((R) > 6 ? 3 * s : 0); \
@@ -4382,37 +4418,32 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         if (t->accumulate) { \
             TFM__ROWS##R(TFM__ROW_LOAD, V) \
         } \
-        for (; left > 0; left--) { \
-            TFM__AHEAD_##ahead \
-            TFM__BODY_##body(R, V, load) \
-            a[0] += a_step; \
-            if ((R) > 3) a[1] += a_step; \
-            if ((R) > 6) a[2] += a_step; \
-            if ((R) > 9) a[3] += a_step; \
-            k += b_row; \
-        } \
+        TFM__LOOPS_##rows(R, V, body, load) \
         TFM__ROWS##R(TFM__ROW_STORE, V) \
     }
-#define TFM__TILES(R, V, body, ahead) \
-    TFM__TILE(R, V, body, ahead, f32, float, v_load) \
-    TFM__TILE(R, V, body, ahead, f16, uint16_t, v_load_h) \
-    TFM__TILE(R, V, body, ahead, bf16, uint16_t, v_load_b)
-#define TFM__TILE_ENTRY(R, V, body, ahead) \
+#define TFM__TILES(R, V, body, rows) \
+    TFM__TILE(R, V, body, rows, f32, float, v_load) \
+    TFM__TILE(R, V, body, rows, f16, uint16_t, v_load_h) \
+    TFM__TILE(R, V, body, rows, bf16, uint16_t, v_load_b)
+#define TFM__TILE_ENTRY(R, V, body, rows) \
     {(V) * TFM__W, {TFM__FN(tile_##R##x##V##_f32), TFM__FN(tile_##R##x##V##_f16), TFM__FN(tile_##R##x##V##_bf16)}},
 
-/* X(rows, vectors, order, prefetch), one per height. Few rows are wide, so that enough chains hide the latency. */
+/* X(rows, vectors, order, few or many), one per height. Few rows are wide, so that enough chains hide the latency. */
 #if TFM__PASS == TFM__AVX512
 #define TFM__TILE_LIST(X) \
-    X(1, 4, COLS, 1) X(2, 4, COLS, 1) X(3, 4, COLS, 1) X(4, 2, ROWS, 0) X(5, 2, ROWS, 0) X(6, 2, ROWS, 0) \
-    X(7, 2, ROWS, 0) X(8, 2, ROWS, 0) X(9, 2, ROWS, 0) X(10, 2, ROWS, 0) X(11, 2, ROWS, 0) X(12, 2, ROWS, 0)
+    X(1, 4, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 4, COLS, FEW) X(5, 4, COLS, FEW) \
+    X(6, 4, COLS, FEW) X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW) X(9, 2, ROWS, MANY) X(10, 2, ROWS, MANY) \
+    X(11, 2, ROWS, MANY) X(12, 2, ROWS, MANY)
 #elif TFM__PASS == TFM__AVX2
 #define TFM__TILE_LIST(X) \
-    X(1, 8, COLS, 1) X(2, 4, COLS, 1) X(3, 4, COLS, 1) X(4, 2, ROWS, 0) X(5, 2, ROWS, 0) X(6, 2, ROWS, 0)
+    X(1, 8, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 2, ROWS, FEW) X(5, 2, ROWS, MANY) \
+    X(6, 2, ROWS, MANY)
 #elif TFM__PASS == TFM__NEON
 #define TFM__TILE_LIST(X) \
-    X(1, 8, COLS, 1) X(2, 8, COLS, 1) X(3, 4, ROWS, 1) X(4, 4, ROWS, 0) X(5, 4, ROWS, 0) X(6, 4, COLS, 0)
+    X(1, 8, COLS, FEW) X(2, 8, COLS, FEW) X(3, 4, ROWS, FEW) X(4, 4, ROWS, MANY) X(5, 4, ROWS, MANY) \
+    X(6, 4, COLS, MANY)
 #else
-#define TFM__TILE_LIST(X) X(1, 2, ROWS, 0) X(2, 2, ROWS, 0) X(3, 2, ROWS, 0) X(4, 2, ROWS, 0)
+#define TFM__TILE_LIST(X) X(1, 2, ROWS, MANY) X(2, 2, ROWS, MANY) X(3, 2, ROWS, MANY) X(4, 2, ROWS, MANY)
 #endif
 /* gcc's first scheduling pass, on for AArch64, moves all loads of a step up and then spills accumulators. */
 #if TFM__PASS == TFM__NEON && defined(__GNUC__) && !defined(__clang__)
@@ -4532,6 +4563,8 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
     tile.a_row = strips ? 1 : g->a_row;
     tile.a_step = g->a_col;
     tile.c_row = g->c_row;
+    tile.next_step = size * TFM__PANEL;
+    tile.next_panel = tile.next_step * g->depth;
     for (col = 0; col < g->cols; col += width) {
         const int64_t cols = tfm__min64(width, g->cols - col);
         const int padded = (g->b_row != TFM__PANEL || g->b_panel == TFM__PANEL) && cols < width;
@@ -4547,6 +4580,7 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
                 tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
                 if (padded) tile.b[p] = panel + p * TFM__PANEL;
             }
+            tile.next = g->next ? (const char *)g->next + col / TFM__PANEL * tile.next_panel : NULL;
             for (i = 0; i < count; i++) {
                 const int64_t begin = first + TFM__FN(strip_begin)(rows, count, i);
                 const int64_t height = first + TFM__FN(strip_begin)(rows, count, i + 1) - begin;
@@ -4780,6 +4814,7 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     g.b_panel = t->k_panel;
     g.c = t->scores;
     g.c_row = TFM__BLOCK_KEYS;
+    g.next = t->v_row == t->value_size ? t->v : NULL;
     g.activation = TFM_ACT_NONE;
     g.finish = 1;
     if (g.rows > 0 && g.cols > 0) TFM__FN(gemm)(&g);
@@ -4897,6 +4932,7 @@ static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
     g.b_panel = TFM__PANEL;
     g.c = t->out;
     g.c_row = t->out_row;
+    g.next = t->next;
     g.activation = TFM_ACT_NONE;
     g.finish = 1;
     if (g.rows > 0 && g.cols > 0) TFM__FN(gemm)(&g);
@@ -5009,6 +5045,7 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_hmax
 #undef v_hmin
 #undef v_prefetch
+#undef v_prefetch_l2
 #undef v_to_i
 #undef v_from_i
 #undef v_as_i
@@ -11103,6 +11140,7 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     t->v = lane->v;
     t->v_dtype = a->value.dtype;
     t->v_row = lane->v_row;
+    t->next = a->panels ? (const char *)lane->k + TFM__BLOCK_KEYS * a->key_size * a->key.size : NULL;
     t->scores = lane->scores;
     t->out = lane->block.out;
     t->out_row = a->value_size;
@@ -15044,7 +15082,8 @@ static tfm_tensor *tfm__learned_at(tfm_ctx *c, const tfm_tensor *table, const tf
         const int64_t end =
             from + (counted ? tfm__id_at(counts->dtype, counts->data, b * counts->stride[0]) : places->length);
         if (end <= most) continue;
-        tfm__fail(c, TFM_INVALID, "learned positions: position %lld is asked for, but only %lld were learned (max_length)",
+        tfm__fail(c, TFM_INVALID,
+                  "learned positions: position %lld is asked for, but only %lld were learned (max_length)",
                   (long long)(end - 1), (long long)most);
         return NULL;
     }
@@ -16124,8 +16163,8 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
         r->reason = -1;
         r->prompt = prompts[b].count;
         if (left < 0) {
-            tfm__fail(c, TFM_INVALID, "tfm_generate: prompt %lld has %lld ids, the session has room for %lld", (long long)b,
-                      (long long)r->prompt, (long long)(left + r->prompt));
+            tfm__fail(c, TFM_INVALID, "tfm_generate: prompt %lld has %lld ids, the session has room for %lld",
+                      (long long)b, (long long)r->prompt, (long long)(left + r->prompt));
             return 0;
         }
         r->limit = left + 1; /* the last id need not be fed */
@@ -18956,8 +18995,6 @@ TFM__STRICT_FP_END
 #undef TFM__ACC_STEP
 #undef TFM__ACC_STORE
 #undef TFM__ADD1
-#undef TFM__AHEAD_0
-#undef TFM__AHEAD_1
 #undef TFM__ALIGN
 #undef TFM__ALWAYS_INLINE
 #undef TFM__AND1
@@ -19137,6 +19174,13 @@ TFM__STRICT_FP_END
 #undef TFM__TEAM_BYTES
 #undef TFM__TEAM_DEPTH
 #undef TFM__THREADS
+#undef TFM__NEAR
+#undef TFM__FETCH_NEAR
+#undef TFM__FETCH_NEXT
+#undef TFM__FETCH_NONE
+#undef TFM__LOOP
+#undef TFM__LOOPS_FEW
+#undef TFM__LOOPS_MANY
 #undef TFM__TILE
 #undef TFM__TILES
 #undef TFM__TILE_COLS
