@@ -141,7 +141,7 @@ FLAG_native := -O2 -march=native
 FLAG_lto := -O2 -flto
 LINK_Ofast := -O2
 clang_Ofast := -fno-fast-math
-FLAGS_SHARED_ONLY := O2 O3 lto
+FLAGS_SHARED_ONLY := O0 O2 O3 lto
 $(foreach cc,gcc clang,$(foreach f,$(FLAGS),$(eval \
     $(call configuration,$(cc)-$(f),mini,$(cc) $(FLAG_$(f)) $($(cc)_$(f)),$(MINI),$(LINK_$(f)),,$(filter $(f),$(FLAGS_SHARED_ONLY))))))
 FLAG_BUILDS := $(FLAGS:%=gcc-%) $(FLAGS:%=clang-%)
@@ -211,7 +211,7 @@ check-valgrind: build/gcc-O2/$(PROGRAM)
 M32 := gcc -m32 -msse2 -mfpmath=sse -idirafter /usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 I386 := $(M32) -O2 -g
 $(eval $(call objects,i386-objects,$(M32) -O1 -g $(MINI)))
-$(eval $(call configuration,i386,i386-objects,$(I386),$(MINI)))
+$(eval $(call configuration,i386,i386-objects,$(I386),$(MINI),,,1))
 check-i386: build/i386/$(PROGRAM)
 	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-i386 $< ''
 

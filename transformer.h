@@ -2820,7 +2820,7 @@ struct tfm__kernels {
     const char *name;
     int width;                          /* f32 lanes of a vector */
     int tile_rows;                      /* rows of the product's register tile: A is packed in strips of this height */
-    int64_t block_k, block_m, block_n;  /* cache blocks of the product, in elements */
+    int64_t block_k, block_m;           /* cache blocks of the product, in elements */
 
     /* products */
     void (*gemm)(const tfm__gemm *g);
@@ -4302,27 +4302,23 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
  *  its own. Rows are reached by one pointer for every three of them: p[0], p[s], p[2 s] are addressing modes.
  * ---------------------------------------------------------------------------------------------------------------- */
 
-/* Cache blocks: a block_k x 32 piece of B and a strip of A share L1, block_m x block_k of A stays in L2. */
+/* Cache blocks: block_m x block_k of A and a few panels of B stay in L2. Deep blocks, so that C is seldom visited. */
 #if TFM__PASS == TFM__AVX512
 #define TFM__TILE_ROWS 12
-#define TFM__BLOCK_K 384
-#define TFM__BLOCK_M 192
-#define TFM__BLOCK_N 1024
+#define TFM__BLOCK_K 768
+#define TFM__BLOCK_M 144
 #elif TFM__PASS == TFM__AVX2
 #define TFM__TILE_ROWS 6
-#define TFM__BLOCK_K 384
-#define TFM__BLOCK_M 192
-#define TFM__BLOCK_N 1024
+#define TFM__BLOCK_K 768
+#define TFM__BLOCK_M 144
 #elif TFM__PASS == TFM__NEON
 #define TFM__TILE_ROWS 6
 #define TFM__BLOCK_K 256
 #define TFM__BLOCK_M 192
-#define TFM__BLOCK_N 1024
 #else
 #define TFM__TILE_ROWS 4
 #define TFM__BLOCK_K 256
 #define TFM__BLOCK_M 128
-#define TFM__BLOCK_N 512
 #endif
 #define TFM__TILE_COLS 64     /* at most, of any tile */
 
@@ -4733,11 +4729,30 @@ TFM__ALWAYS_INLINE tfm__v TFM__FN(collect)(const void *src, int dtype, int64_t a
     return v_load(lanes);
 }
 
+/* Four whole panels of f32 rows that lie side by side. */
+TFM__NOINLINE void TFM__FN(pack_rows)(float *dst, const float *src, int64_t src_k, int64_t depth) {
+    float *const d1 = dst + TFM__PANEL * depth, *const d2 = d1 + TFM__PANEL * depth;
+    float *const d3 = d2 + TFM__PANEL * depth;
+    int64_t k, j;
+    for (k = 0; k < depth * TFM__PANEL; k += TFM__PANEL, src += src_k) {
+        for (j = 0; j < TFM__PANEL; j += TFM__W) {
+            v_store(dst + k + j, v_load(src + j));
+            v_store(d1 + k + j, v_load(src + TFM__PANEL + j));
+            v_store(d2 + k + j, v_load(src + 2 * TFM__PANEL + j));
+            v_store(d3 + k + j, v_load(src + 3 * TFM__PANEL + j));
+        }
+    }
+}
+
 static void TFM__FN(pack_panels)(void *dst, int dst_dtype, const void *src, int src_dtype, int64_t src_col,
                                  int64_t src_k, int64_t cols, int64_t depth) {
     float square[TFM__W * TFM__W], turned[TFM__W * TFM__W];
-    int64_t col, j, k, i;
-    for (col = 0; col < cols; col += TFM__PANEL) {
+    const int rows = src_dtype == TFM_F32 && dst_dtype == TFM_F32 && src_col == 1;
+    int64_t col = 0, j, k, i;
+    for (; rows && col + 4 * TFM__PANEL <= cols; col += 4 * TFM__PANEL) {
+        TFM__FN(pack_rows)((float *)dst + col * depth, (const float *)src + col, src_k, depth);
+    }
+    for (; col < cols; col += TFM__PANEL) {
         for (j = 0; j < TFM__PANEL; j += TFM__W) {
             const int64_t n = cols - col - j;          /* columns from here on: may be more than a vector, or none */
             const int64_t to = col * depth + j;
@@ -4989,7 +5004,7 @@ static const tfm__kernels TFM__FN(kernels) = {
 #else
     TFM_ISA_SCALAR, "scalar",
 #endif
-    TFM__W, TFM__TILE_ROWS, TFM__BLOCK_K, TFM__BLOCK_M, TFM__BLOCK_N,
+    TFM__W, TFM__TILE_ROWS, TFM__BLOCK_K, TFM__BLOCK_M,
     TFM__FN(gemm), TFM__FN(pack_panels), TFM__FN(pack_strips),
     TFM__FN(load), TFM__FN(store), TFM__FN(unary), TFM__FN(binary), TFM__FN(fma_scalar), TFM__FN(reduce), TFM__FN(glu),
     TFM__FN(softmax), TFM__FN(logsumexp), TFM__FN(norm), TFM__FN(rotary), TFM__FN(dot),
@@ -5076,7 +5091,6 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef TFM__TILE_ROWS
 #undef TFM__BLOCK_K
 #undef TFM__BLOCK_M
-#undef TFM__BLOCK_N
 
 #if TFM__PASS == TFM__AVX2 && defined(__clang__)
 #pragma clang attribute pop
@@ -9724,11 +9738,12 @@ typedef struct tfm__product {
 } tfm__product;
 
 /* A slot's scratch while it computes a tile, in floats. The largest blocks of any instruction set fit. */
-#define TFM__PRODUCT_COLS 256                            /* columns of B packed at a time, and of a narrow C */
-#define TFM__PRODUCT_A 0                                 /* block_m x block_k, 192 x 384 at most, and a strip more */
-#define TFM__PRODUCT_B (TFM__PRODUCT_A + 208 * 384)      /* block_k x TFM__PRODUCT_COLS */
-#define TFM__PRODUCT_C (TFM__PRODUCT_B + 384 * TFM__PRODUCT_COLS)  /* block_m x TFM__PRODUCT_COLS */
-#define TFM__PRODUCT_BIAS (TFM__PRODUCT_C + 192 * TFM__PRODUCT_COLS)
+#define TFM__PRODUCT_COLS 64                             /* columns of B packed at a time: they stay in L2 */
+#define TFM__PRODUCT_NARROW 256                          /* columns of a C in f16 or bf16 at a time */
+#define TFM__PRODUCT_A 0                                 /* block_m x block_k, 144 x 768 at most, and a strip more */
+#define TFM__PRODUCT_B (TFM__PRODUCT_A + 156 * 768)      /* block_k x TFM__PRODUCT_COLS */
+#define TFM__PRODUCT_C (TFM__PRODUCT_B + 768 * TFM__PRODUCT_COLS)  /* block_m x TFM__PRODUCT_NARROW */
+#define TFM__PRODUCT_BIAS (TFM__PRODUCT_C + 192 * TFM__PRODUCT_NARROW)
 #define TFM__PRODUCT_BIASES 2048                         /* columns of a bias that has to be converted */
 #define TFM__PRODUCT_END (TFM__PRODUCT_BIAS + TFM__PRODUCT_BIASES)
 typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : -1];
@@ -9740,10 +9755,17 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
  * are read before the page is forgotten (1 x 4096 x 4096: 1.3 times faster than the whole depth at once). */
 #define TFM__PLAIN_DEPTH 128
 
-/* B can be read as it lies, up to column j1. Rows 16 apart mean whole panels to the kernel: it would read past the end
- * of a partial one. */
-static int tfm__product_in_place(const tfm__product *p, int64_t j1) {
-    return p->b_panels || ((p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0));
+/* Longer rows of a plain B are packed where more strips of A than this share the packing: read as they lie, a page
+ * each, they cost up to a third (128 x 3072 x 768 on AVX2: 0.60 of the peak instead of 0.86). */
+#define TFM__PLAIN_ROW 512
+#define TFM__PLAIN_STRIPS 4
+
+/* B is read as it lies, up to column j1, by `rows` rows. Rows 16 apart mean whole panels to the kernel: it would read
+ * past the end of a partial one. */
+static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t j1) {
+    if (p->b_panels) return 1;
+    if (p->b_row > TFM__PLAIN_ROW && rows > TFM__PLAIN_STRIPS * k->tile_rows) return 0;
+    return (p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0);
 }
 
 static int tfm__product_packs_a(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t cols) {
@@ -9781,12 +9803,15 @@ static void tfm__product_b(const struct tfm__kernels *k, const tfm__product *p, 
 /* Rows [r0, r1) of at most block_m, columns [j0, j1); C in f32 or, below, converted from a tile of scratch. */
 static void tfm__product_block(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
                                int64_t j1, float *scratch, float *c, int64_t c_row) {
-    const int packs_a = tfm__product_packs_a(k, p, r1 - r0, j1 - j0), in_place = tfm__product_in_place(p, j1);
+    const int packs_a = tfm__product_packs_a(k, p, r1 - r0, j1 - j0);
+    const int in_place = tfm__product_in_place(k, p, r1 - r0, j1);
     const int plain_bias = !p->bias || (p->bias_dtype == TFM_F32 && p->bias_step == 1);
     const int64_t step = !in_place ? TFM__PRODUCT_COLS : plain_bias ? j1 - j0 : TFM__PRODUCT_BIASES;
     /* one strip of A: nothing of B is kept in a cache for the next */
     const int whole = !packs_a && in_place && r1 - r0 <= k->tile_rows;
-    const int64_t block_k = !whole ? k->block_k : p->b_panels ? tfm__max64(p->depth, 1) : TFM__PLAIN_DEPTH;
+    const int64_t most_k = !whole ? k->block_k : p->b_panels ? tfm__max64(p->depth, 1) : TFM__PLAIN_DEPTH;
+    const int64_t blocks = tfm__max64(tfm__ceil_div(p->depth, most_k), 1);
+    const int64_t block_k = tfm__ceil_div(p->depth, blocks);
     tfm__gemm g;
     int64_t k0 = 0, j;
     memset(&g, 0, sizeof(g));
@@ -9831,11 +9856,11 @@ static void tfm__product_tile(const struct tfm__kernels *k, const tfm__product *
             tfm__product_block(k, p, r, last, j0, j1, s, (float *)(void *)c + j0, p->c_row);
             continue;
         }
-        for (j = j0; j < j1; j += TFM__PRODUCT_COLS) {
-            const int64_t end = tfm__min64(j1, j + TFM__PRODUCT_COLS);
-            tfm__product_block(k, p, r, last, j, end, s, s + TFM__PRODUCT_C, TFM__PRODUCT_COLS);
+        for (j = j0; j < j1; j += TFM__PRODUCT_NARROW) {
+            const int64_t end = tfm__min64(j1, j + TFM__PRODUCT_NARROW);
+            tfm__product_block(k, p, r, last, j, end, s, s + TFM__PRODUCT_C, TFM__PRODUCT_NARROW);
             for (i = 0; i < last - r; ++i) {
-                k->store(c + (i * p->c_row + j) * size, p->c_dtype, 1, s + TFM__PRODUCT_C + i * TFM__PRODUCT_COLS,
+                k->store(c + (i * p->c_row + j) * size, p->c_dtype, 1, s + TFM__PRODUCT_C + i * TFM__PRODUCT_NARROW,
                          end - j);
             }
         }
@@ -9920,7 +9945,7 @@ static void tfm__product_compute(tfm_ctx *c, const tfm__product *p, int64_t team
     part.b_panels = 1;
     for (job.first = 0; job.first < p->cols; job.first += team) {
         job.cols = tfm__min64(team, p->cols - job.first);
-        tfm__for(c, tfm__ceil_div(job.cols, TFM__PANEL), 2, 4.0 * (double)job.cols * (double)p->depth,
+        tfm__for(c, tfm__ceil_div(job.cols, TFM__PANEL), 4, 4.0 * (double)job.cols * (double)p->depth,
                  tfm__product_pack_task, &job);
         part.cols = job.cols;
         part.c = (char *)p->c + job.first * tfm_dtype_size(p->c_dtype);
@@ -19015,7 +19040,6 @@ TFM__STRICT_FP_END
 #undef TFM__BLOCK_K
 #undef TFM__BLOCK_KEYS
 #undef TFM__BLOCK_M
-#undef TFM__BLOCK_N
 #undef TFM__BODY_COLS
 #undef TFM__BODY_ROWS
 #undef TFM__B_LOAD
@@ -19125,6 +19149,9 @@ TFM__STRICT_FP_END
 #undef TFM__PRODUCT_BIASES
 #undef TFM__PRODUCT_C
 #undef TFM__PRODUCT_COLS
+#undef TFM__PRODUCT_NARROW
+#undef TFM__PLAIN_ROW
+#undef TFM__PLAIN_STRIPS
 #undef TFM__PRODUCT_END
 #undef TFM__RANDOM_RUN
 #undef TFM__REDUCE_COLUMNS

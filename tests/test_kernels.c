@@ -52,9 +52,7 @@ Test(kernels, block_sizes_are_whole_tiles_that_fit_their_caches) {
         CHECK(k->width >= 4 && k->width <= PANEL && PANEL % k->width == 0, "%s: %d lanes", k->name, k->width);
         CHECK(k->tile_rows > 0 && ATTENTION_ROWS % k->tile_rows == 0, "%s: tiles of %d rows", k->name, k->tile_rows);
         CHECK(k->block_m > 0 && k->block_m % k->tile_rows == 0, "%s: block_m", k->name);
-        CHECK(k->block_n > 0 && k->block_n % PANEL == 0, "%s: block_n", k->name);
         CHECK(k->block_k > 0 && k->block_k % k->width == 0, "%s: block_k", k->name);
-        CHECK(4 * k->block_k * PANEL <= 32768, "%s: a panel of B does not fit into L1", k->name);
         CHECK(4 * k->block_k * k->block_m <= 524288, "%s: a block of A does not fit into half of 1 MB", k->name);
     }
 }
@@ -1147,9 +1145,9 @@ Test(kernels, every_activation_finishes_a_product_of_every_dtype) {
 Test(kernels, a_product_cut_at_every_block_edge_has_the_bits_of_the_whole) {
     EACH_TABLE(k) {
         const int64_t m = test_quick() ? 2 * k->tile_rows + 1 : k->block_m + k->tile_rows + 1;
-        const int64_t n = test_quick() ? 5 * PANEL + 1 : k->block_n + PANEL + 1,
+        const int64_t n = test_quick() ? 5 * PANEL + 1 : 17 * PANEL + 1,
                       depth = test_quick() ? 67 : k->block_k + 33;
-        const int64_t bm = test_quick() ? k->tile_rows : k->block_m, bn = test_quick() ? 4 * PANEL : k->block_n;
+        const int64_t bm = test_quick() ? k->tile_rows : k->block_m, bn = test_quick() ? 4 * PANEL : 16 * PANEL;
         const int64_t bk = test_quick() ? 32 : k->block_k, tile = k->tile_rows;
         const product p = make_product(k, m, n, depth, TFM_F32, TFM_ACT_GELU, 1, 0);
         float *c = fresh_c(&p);
