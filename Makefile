@@ -11,7 +11,7 @@ Q := $(if $(V),,@)
 HEADER := transformer.h
 VERSION := $(shell sed -n 's/^\#define TFM_VERSION_\(MAJOR\|MINOR\|PATCH\) //p' $(HEADER) 2>/dev/null | paste -sd. -)
 EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
-BENCHES := $(patsubst bench/%.c,build/%,$(wildcard bench/*.c))
+BENCHES := $(patsubst bench/%.c,build/%,$(filter-out bench/peers_%,$(wildcard bench/*.c)))
 SCRIPTS := tests/scripts
 
 .PHONY: all examples run bench test check help install uninstall clean
@@ -34,7 +34,7 @@ $(BENCHES): build/%: bench/%.c $(wildcard bench/*.h) $(HEADER)
 run: build/tour
 	cd build && ./tour
 
-BENCH ?= all --threads 1
+BENCH ?= all --isa each --threads each
 bench: build/bench
 	build/bench $(BENCH)
 
