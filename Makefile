@@ -38,6 +38,21 @@ BENCH ?= all --isa each --threads each
 bench: build/bench
 	build/bench $(BENCH)
 
+# The same shapes with other libraries, alternated with ours; PEERS='--threads 2 --only attention' narrows it down.
+# GGML=folder adds ggml, built there by cmake.
+PEERS ?=
+.PHONY: bench-peers bench-report neon-report
+bench-peers: build/bench
+	@CC='$(CC)' GGML='$(GGML)' bench/peers_build.sh
+	@bench/peers.py $(PEERS)
+	@bench/report.py
+bench-report:
+	@bench/report.py
+
+# What the NEON kernels should reach on cores that are not at hand, by llvm-mca.
+neon-report:
+	@bench/neon_report.py
+
 # ---- tests ------------------------------------------------------------------------------------------------------------
 # A test program is the implementation, compiled once as the configuration under test says, the tests that hold their own
 # private copy of it (they define TFM_STATIC), and the objects of all other tests, which see declarations only and are
@@ -250,6 +265,8 @@ help:
 	@echo 'make test        all tests on every instruction set of this machine (AREAS="ops masks", FILTER="suite/name*")'
 	@echo 'make test-mini   the same without Criterion'
 	@echo 'make bench       the benchmark (BENCH="matmul --shape 512,512,512 --isa avx2" for one op)'
+	@echo 'make bench-peers the same shapes with other libraries (installs what it needs; PEERS="--threads 2 --only attention")'
+	@echo 'make neon-report what the NEON kernels should reach, by llvm-mca'
 	@echo 'make check       the long matrix; its parts:'
 	@echo '                 $(CHECKS:%=check-%)' | fold -s -w 100
 	@echo 'make install     the header and a pkg-config file (PREFIX=$(PREFIX), DESTDIR=)'

@@ -5,8 +5,8 @@
  *   fma   products and models: the roofline, which is the FMA peak of the instruction set, or
  *   read  read bandwidth, where reading the operands once takes longer than the arithmetic (one row, decoding);
  *   copy  everything else: memcpy over a working set of the same size.
- * Figures are medians. A share of the FMA peak above 1.02 means a broken measurement and fails. `build/bench` alone
- * lists the ops and options. --serve is for comparisons: see bench/peers.py.
+ * Times are medians, peaks the largest seen. A share of the FMA peak above 1.02 means a broken measurement and fails.
+ * `build/bench` alone lists the ops and options. --serve is for comparisons: see bench/peers.py.
  *
  * cc -O2 -I. bench/bench.c -o bench -lm      (the Makefile builds it to build/bench) */
 #define _GNU_SOURCE
@@ -511,12 +511,12 @@ static int64_t calls_of(double once, double seconds) {
     return once > seconds ? 1 : (int64_t)(seconds / (once > 1e-8 ? once : 1e-8)) + 1;
 }
 
-/* What one op reached: medians of its time and of the bandwidths, and the largest FMA rate seen, so that an op which ran
- * between two disturbed peak loops does not look better than the machine is. */
+/* What one op reached: the median of its time, and the largest peaks seen, so that an op which ran between two disturbed
+ * peak loops does not look better than the machine is. */
 typedef struct bench_result { double seconds, fma, bandwidth, share; const char *bound; } bench_result;
 
 static int measure(bench_run *r, bench_result *out) {
-    static double seconds[MAX_RUNS], bandwidths[MAX_RUNS];
+    static double seconds[MAX_RUNS];
     const char *isa = tfm_isa_name(r->c);
     int threads = tfm_threads(r->c), runs = r->set.runs;
     double once = time_calls(r, 1), fma_time, memory_time;
@@ -526,16 +526,16 @@ static int measure(bench_run *r, bench_result *out) {
     if (once < 0 || peak_memory_open(&memory, (int64_t)(r->bytes * (double)r->buffers), threads)) return 1;
     for (int i = 0; i < runs; i++) { /* peaks and op in turns, so that all see the same neighbours */
         double fma = r->op->bound == BOUND_ROOFLINE ? peak_flops(isa, threads, 0.01) : 0;
+        double bandwidth = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
+                         : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
         if (fma > out->fma) out->fma = fma;
-        bandwidths[i] = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
-                      : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
+        if (bandwidth > out->bandwidth) out->bandwidth = bandwidth;
         seconds[i] = time_calls(r, calls);
         if (seconds[i] < 0) break;
     }
     peak_memory_close(&memory);
     if (*tfm_error(r->c)) return 1;
     out->seconds = median(seconds, runs);
-    out->bandwidth = median(bandwidths, runs);
     fma_time = out->fma > 0 ? r->flops / out->fma : 0;
     memory_time = out->bandwidth > 0 ? r->bytes / out->bandwidth : 0;
     out->bound = r->op->bound == BOUND_NONE ? "none" : r->op->bound == BOUND_COPY ? "copy"

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 
-FOLDER, PYTHON = "build/peers", "/usr/bin/python3"
+FOLDER, PYTHON = "build/peers", os.environ.get("PEER_PYTHON", "/usr/bin/python3")
 PROGRAMS = {  # name: (command, the file that must be there)
     "openblas": ([f"{FOLDER}/openblas"], f"{FOLDER}/openblas"),
     "blis": ([f"{FOLDER}/blis"], f"{FOLDER}/blis"),

@@ -25,8 +25,8 @@ const shape = job.shape.split(",").map(Number);
 if (job.dtype !== "f32" || job.transpose || (job.kv && job.kv !== shape[0])) process.exit(3);
 
 const path = `${folder}/${job.op}-${process.pid}.onnx`;
-const made = spawnSync("/usr/bin/python3", ["bench/peers_onnx_models.py", job.op, job.shape, job.causal ? "causal" : "plain", path],
-                       { encoding: "utf8" });
+const made = spawnSync(process.env.PEER_PYTHON || "/usr/bin/python3",
+                       ["bench/peers_onnx_models.py", job.op, job.shape, job.causal ? "causal" : "plain", path], { encoding: "utf8" });
 if (made.status !== 0) { console.error(made.stderr); process.exit(3); }
 const session = await ort.InferenceSession.create(path, {
   intraOpNumThreads: job.threads, interOpNumThreads: 1, executionMode: "sequential", graphOptimizationLevel: "all",
