@@ -145,6 +145,11 @@ check-examples: $(EXAMPLES) build/test-mini/isas
 check-bench: $(BENCHES) build/test-mini/isas
 	@$(SCRIPTS)/check_bench.py
 
+# Not part of `check`: timings want a machine of their own. Floors of shares of the peak, and fused against unfused attention.
+.PHONY: check-speed
+check-speed: build/bench
+	@bench/check_speed.py
+
 # Optimisation levels. -Ofast is compiled but not linked with: gcc's start-up code for it turns subnormal numbers off in the
 # whole program, ours or not. clang's -ffast-math is refused by the header, with the flag to add.
 FLAGS := O0 O2 O3 Ofast native lto
@@ -266,6 +271,7 @@ help:
 	@echo 'make test-mini   the same without Criterion'
 	@echo 'make bench       the benchmark (BENCH="matmul --shape 512,512,512 --isa avx2" for one op)'
 	@echo 'make bench-peers the same shapes with other libraries (installs what it needs; PEERS="--threads 2 --only attention")'
+	@echo 'make check-speed no op has lost speed: floors of shares of the measured peak'
 	@echo 'make neon-report what the NEON kernels should reach, by llvm-mca'
 	@echo 'make check       the long matrix; its parts:'
 	@echo '                 $(CHECKS:%=check-%)' | fold -s -w 100

@@ -12,7 +12,7 @@ import sys
 
 FOLDER = "build/report"
 OURS = "transformer.h"
-STYLE = "set terminal svg size 760,480 font 'sans,13' background rgb 'white'\nset grid\nset key outside right top\nset datafile missing '?'\n"
+STYLE = "set terminal svg size 760,480 noenhanced font 'sans,13' background rgb 'white'\nset grid\nset key outside right top\nset datafile missing '?'\n"
 
 
 def label(row):
@@ -66,11 +66,11 @@ def plot_sizes(rows, what, suffix):
     data = []
     for _, ours, peers in found:
         flops = ours["gflops"] * ours["ms"]
-        data.append([ours["shape"][0], ours["gflops"], *(flops / peers[n]["ms"] if n in peers else "?" for n in names), ours["peak_gflops"]])
+        data.append([ours["shape"][0], ours["gflops"], *(flops / peers[n]["ms"] if n in peers else "?" for n in names)])
     if data:
-        name = "matmul-size" + suffix
+        name, peak = "matmul-size" + suffix, max(ours["peak_gflops"] for _, ours, _ in found)
         plot(name, f"set title 'f32 matrix product, {what}'\nset logscale x 2\nset xlabel 'size n of n x n x n'\nset ylabel 'GFLOP/s'\n"
-             "set yrange [0:*]\n" + lines(name, [OURS, *names, "FMA peak"]), data)
+             "set yrange [0:*]\n" + lines(name, [OURS, *names]).rstrip() + f", {peak} with lines lw 2 dt 2 lc 'black' title 'FMA peak'\n", data)
 
 
 def plot_lengths(rows, what, suffix):
@@ -83,7 +83,7 @@ def plot_lengths(rows, what, suffix):
     if not found:
         return
     names = list(dict.fromkeys(n for _, peers in found for n in peers))
-    script = "set logscale xy\nset xlabel 'length'\nset format y '10^{%T}'\n"
+    script = "set logscale x 2\nset logscale y\nset xlabel 'length'\nset format y '%g'\n"
     name = "attention-time" + suffix
     data = [[o["shape"][2], o["ms"], unfused.get(o["shape"][2], {}).get("ms", "?"), *(p[n]["ms"] if n in p else "?" for n in names)]
             for o, p in found]
@@ -93,7 +93,7 @@ def plot_lengths(rows, what, suffix):
     data = [[o["shape"][2], o["memory_bytes"] / 2**20, unfused[o["shape"][2]]["memory_bytes"] / 2**20] for o, _ in found
             if o["shape"][2] in unfused]
     if data:
-        plot(name, f"set title 'attention, 12 heads of 64: memory of the result and all between, {what}'\nset ylabel 'MiB'\n" + script +
+        plot(name, f"set title 'attention, 12 heads of 64: memory of result and scratch, {what}'\nset ylabel 'MiB'\n" + script +
              lines(name, [OURS, "our formula, unfused"]), data)
 
 
@@ -104,8 +104,8 @@ def plot_ratios(rows, what, suffix):
         return
     name = "ratios" + suffix
     data = [[f'"{text}"', ratio, i] for i, (text, ratio) in enumerate(reversed(bars))]
-    plot(name, f"set terminal svg size 900,{140 + 16 * len(bars)} font 'sans,11' background rgb 'white'\n"
-         f"set title 'time of the peer / our time, {what} (above 1: we are faster)'\nset logscale x 2\nset style fill solid\nunset key\n"
+    plot(name, f"set terminal svg size 900,{140 + 16 * len(bars)} noenhanced font 'sans,11' background rgb 'white'\n"
+         f"set title 'time of the peer / our time, {what}'\nset logscale x 2\nset style fill solid\nunset key\n"
          f"set yrange [-1:{len(bars)}]\nset arrow from 1, -1 to 1, {len(bars)} nohead lw 2\n"
          f"plot '{FOLDER}/{name}.dat' using (($2+1)/2):3:(($2<1)?$2:1):(($2<1)?1:$2):($3-0.35):($3+0.35):ytic(1) "
          "with boxxyerror lc rgb '#4477aa'\n", data)
