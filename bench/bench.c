@@ -525,7 +525,7 @@ static int measure(bench_run *r, bench_result *out) {
     memset(out, 0, sizeof *out);
     if (once < 0 || peak_memory_open(&memory, (int64_t)(r->bytes * (double)r->buffers), threads)) return 1;
     for (int i = 0; i < runs; i++) { /* peaks and op in turns, so that all see the same neighbours */
-        double fma = r->op->bound == BOUND_ROOFLINE ? peak_flops(isa, threads, 0.01) : 0;
+        double fma = r->op->bound == BOUND_ROOFLINE ? peak_flops(isa, threads, 0.02) : 0;
         double bandwidth = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
                          : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
         if (fma > out->fma) out->fma = fma;
@@ -557,7 +557,8 @@ static void print_result(const bench_run *r, const bench_result *x) {
         printf("{\"op\": \"%s\", \"shape\": [%s], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", \"batch\": %lld, "
                "\"kv_heads\": %lld, \"causal\": %s, \"window\": %lld, \"mask\": \"%s\", \"model\": \"%s\", \"cold\": %s, "
                "\"ms\": %.6f, ", r->op->name, text, isa, threads, dtype, (long long)r->batch, (long long)r->kv_heads,
-               r->set.causal ? "true" : "false", (long long)r->set.window, mask_names[r->set.mask], r->set.model->name,
+               r->set.causal ? "true" : "false", (long long)r->set.window, mask_names[r->set.mask],
+               r->op->default_shape ? "" : r->set.model->name,
                r->set.cold ? "true" : "false", 1e3 * x->seconds);
         if (r->flops > 0) printf("\"gflops\": %.3f, \"peak_gflops\": %.3f, ", gflops, 1e-9 * x->fma);
         printf("\"gbs\": %.3f, \"peak_gbs\": %.3f, \"bound\": \"%s\", \"peak_share\": %.4f, \"memory_bytes\": %lld}\n", gbs,

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+sys.dont_write_bytecode = True  # nothing is made beside the sources
 from peers import Program
 
 TRIES = 4
@@ -22,7 +23,7 @@ SLACK = float(os.environ.get("SPEED_SLACK", "1"))
 # (op, shape, options): least share of the bound on each instruction set
 FLOORS = [
     ("matmul", "64,64,64", "", {"avx512": 0.735, "avx2": 0.73}),
-    ("matmul", "128,128,128", "", {"avx512": 0.757, "avx2": 0.645, "scalar": 0.487}),
+    ("matmul", "128,128,128", "", {"avx512": 0.754, "avx2": 0.739, "scalar": 0.487}),
     ("matmul", "512,512,512", "", {"avx512": 0.721, "avx2": 0.716}),
     ("matmul", "333,517,771", "", {"avx512": 0.663, "avx2": 0.677}),
     ("matmul", "1,4096,4096", "", {"avx512": 0.209, "avx2": 0.205}),
