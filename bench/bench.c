@@ -1,7 +1,7 @@
 /* build/bench OP [--shape a,b,...] [--isa X|each] [--threads N|each] [--dtype f32|f16|bf16] [--json] ...
  *
- * Times one op of the library on any shape and states it as a share of what the machine can do, measured in the same run
- * and alternated with the op:
+ * Times one op of the library on any shape and states it as a share of what the machine can do, measured in the same
+ * run and alternated with the op:
  *   fma   products and models: the roofline, which is the FMA peak of the instruction set, or
  *   read  read bandwidth, where reading the operands once takes longer than the arithmetic (one row, decoding);
  *   copy  everything else: memcpy over a working set of the same size.
@@ -13,6 +13,7 @@
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 #include "peak.h"
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -220,6 +221,7 @@ static tfm_tensor *call_unfused(bench_run *r, int64_t set) {
 static int prepare_decode(bench_run *r, int64_t set) {
     int64_t b = r->batch, h = r->shape[0], d = r->shape[1], keys = r->shape[2];
     tfm_cache_options options;
+    tfm_tensor *k, *v;
     tfm_marker mark = tfm_mark(r->c);
     memset(&options, 0, sizeof options);
     options.dtype = r->set.dtype;
@@ -228,8 +230,10 @@ static int prepare_decode(bench_run *r, int64_t set) {
     options.key_size = d;
     options.capacity = keys;
     r->cache[set] = tfm_cache_create(r->c, &options);
-    if (!r->cache[set] || tfm_cache_append(r->c, r->cache[set], 0, tfm_uniform(r->c, TFM_SHAPE(b, r->kv_heads, keys, d), -1, 1),
-                                           tfm_uniform(r->c, TFM_SHAPE(b, r->kv_heads, keys, d), -1, 1), NULL)) return 1;
+    if (!r->cache[set]) return 1;
+    k = tfm_uniform(r->c, TFM_SHAPE(b, r->kv_heads, keys, d), -1.0f, 1.0f);
+    v = tfm_uniform(r->c, TFM_SHAPE(b, r->kv_heads, keys, d), -1.0f, 1.0f);
+    if (tfm_cache_append(r->c, r->cache[set], 0, k, v, NULL)) return 1;
     tfm_rewind(r->c, mark);
     r->operand[set][0] = tfm_uniform(r->c, TFM_SHAPE(b, h, 1, d), -1.0f, 1.0f);
     r->flops = 4.0 * (double)(b * h * d) * (double)keys;
@@ -323,8 +327,10 @@ static int prepare_encoder(bench_run *r, int64_t set) {
     block.kv_heads = r->kv_heads;
     block.d_ff = r->shape[4];
     block.activation = TFM_ACT_GELU;
-    if (set == 0 && (tfm_encoder_init(r->c, r->params, "encoder", r->shape[5], &block, 0, &r->encoder) || ready_params(r)))
-        return 1;
+    if (set == 0) {
+        if (tfm_encoder_init(r->c, r->params, "encoder", r->shape[5], &block, 0, &r->encoder)) return 1;
+        if (ready_params(r)) return 1;
+    }
     r->operand[set][0] = tfm_uniform(r->c, TFM_SHAPE(r->shape[0], r->shape[1], r->shape[2]), -1.0f, 1.0f);
     r->flops = 2.0 * rows * weights + (double)r->shape[5] * 4.0 * rows * (double)r->shape[1] * d;
     r->bytes = element_size(r) * weights + 8.0 * rows * d;
@@ -544,6 +550,14 @@ static int measure(bench_run *r, bench_result *out) {
     return 0;
 }
 
+static void append(char *text, size_t size, const char *format, ...) {
+    size_t used = strlen(text);
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text + used, size - used, format, list);
+    va_end(list);
+}
+
 static void print_result(const bench_run *r, const bench_result *x) {
     const char *isa = tfm_isa_name(r->c), *dtype = tfm_dtype_name(r->set.dtype);
     const int threads = tfm_threads(r->c), is_fma = !strcmp(x->bound, "fma");
@@ -551,29 +565,29 @@ static void print_result(const bench_run *r, const bench_result *x) {
     char text[160] = "", more[160] = "";
     int sizes = 1;
     for (const char *p = r->op->shape_text; *p; p++) sizes += *p == ',';
-    for (int i = 0; i < sizes; i++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%lld", i ? "," : "", (long long)r->shape[i]);
+    for (int i = 0; i < sizes; i++) append(text, sizeof text, "%s%lld", i ? "," : "", (long long)r->shape[i]);
     if (r->set.json) {
-        printf("{\"op\": \"%s\", \"shape\": [%s], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", \"batch\": %lld, "
-               "\"kv_heads\": %lld, \"causal\": %s, \"window\": %lld, \"mask\": \"%s\", \"model\": \"%s\", \"cold\": %s, "
-               "\"ms\": %.6f, ", r->op->name, text, isa, threads, dtype, (long long)r->batch, (long long)r->kv_heads,
+        printf("{\"op\": \"%s\", \"shape\": [%s], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", "
+               "\"batch\": %lld, \"kv_heads\": %lld, \"causal\": %s, \"window\": %lld, \"mask\": \"%s\", "
+               "\"model\": \"%s\", \"cold\": %s, \"ms\": %.6f, ",
+               r->op->name, text, isa, threads, dtype, (long long)r->batch, (long long)r->kv_heads,
                r->set.causal ? "true" : "false", (long long)r->set.window, mask_names[r->set.mask],
-               r->op->default_shape ? "" : r->set.model->name,
-               r->set.cold ? "true" : "false", 1e3 * x->seconds);
+               r->op->default_shape ? "" : r->set.model->name, r->set.cold ? "true" : "false", 1e3 * x->seconds);
         if (r->flops > 0) printf("\"gflops\": %.3f, \"peak_gflops\": %.3f, ", gflops, 1e-9 * x->fma);
-        printf("\"gbs\": %.3f, \"peak_gbs\": %.3f, \"bound\": \"%s\", \"peak_share\": %.4f, \"memory_bytes\": %lld}\n", gbs,
-               1e-9 * x->bandwidth, x->bound, x->share, (long long)r->memory);
+        printf("\"gbs\": %.3f, \"peak_gbs\": %.3f, \"bound\": \"%s\", \"peak_share\": %.4f, \"memory_bytes\": %lld}\n",
+               gbs, 1e-9 * x->bandwidth, x->bound, x->share, (long long)r->memory);
         return;
     }
-    if (r->batch > 1) snprintf(more + strlen(more), sizeof more - strlen(more), " batch %lld", (long long)r->batch);
-    if (r->set.causal) snprintf(more + strlen(more), sizeof more - strlen(more), " causal");
-    if (r->set.window) snprintf(more + strlen(more), sizeof more - strlen(more), " window %lld", (long long)r->set.window);
-    if (r->set.mask) snprintf(more + strlen(more), sizeof more - strlen(more), " %s", mask_names[r->set.mask]);
-    if (!r->op->default_shape) snprintf(more + strlen(more), sizeof more - strlen(more), " %s", r->set.model->name);
-    if (r->set.cold) snprintf(more + strlen(more), sizeof more - strlen(more), " cold");
+    if (r->batch > 1) append(more, sizeof more, " batch %lld", (long long)r->batch);
+    if (r->set.causal) append(more, sizeof more, " causal");
+    if (r->set.window) append(more, sizeof more, " window %lld", (long long)r->set.window);
+    if (r->set.mask) append(more, sizeof more, " %s", mask_names[r->set.mask]);
+    if (!r->op->default_shape) append(more, sizeof more, " %s", r->set.model->name);
+    if (r->set.cold) append(more, sizeof more, " cold");
     printf("%-14s %-26s %-6s %2d %-4s %11.4f ms", r->op->name, text, isa, threads, dtype, 1e3 * x->seconds);
     if (r->op->bound != BOUND_NONE)
-        printf(" %8.1f %-7s %5.1f %% of %s", is_fma ? gflops : gbs, is_fma ? "GFLOP/s" : "GB/s", 100 * x->share, x->bound);
+        printf(" %8.1f %-7s %5.1f %% of %s", is_fma ? gflops : gbs, is_fma ? "GFLOP/s" : "GB/s", 100 * x->share,
+               x->bound);
     printf("%s\n", more);
     fflush(stdout);
 }
@@ -703,8 +717,8 @@ static int find_name(const char *value, const char *const *names, int count) {
     return -1;
 }
 
-static int run_all(const char *name, const bench_settings *set, const tfm_options *options, int each_isa, int each_thread,
-                   const char *heads) {
+static int run_all(const char *name, const bench_settings *set, const tfm_options *options, int each_isa,
+                   int each_thread, const char *heads) {
     static const char *const isas[] = {"avx512", "avx2", "neon", "scalar"};
     int found = 0, status = 0;
     for (size_t i = 0; i < OP_COUNT; i++) {

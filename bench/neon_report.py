@@ -103,7 +103,8 @@ def main():
         fmas = sum(bool(MULTIPLY_ADD.match(t)) for t in body)
         share = {c: fmas / cycles(mca, c, body) / peak[c] for c in CORES}
         if arguments.json:
-            print(json.dumps({"kernel": name, "instructions": len(body), "fmas": fmas, "share": {c: round(s, 3) for c, s in share.items()}}))
+            rounded = {core: round(value, 3) for core, value in share.items()}
+            print(json.dumps({"kernel": name, "instructions": len(body), "fmas": fmas, "share": rounded}))
         else:
             print(f"{name:30} {len(body):12} {fmas:5}" + "".join(f"{100 * share[c]:14.0f} %" for c in CORES))
 

@@ -251,7 +251,9 @@ static double peak_copy(const peak_memory *m, double seconds) {
 static double peak_read(const char *isa, const peak_memory *m, double seconds) {
     double best = 0;
     for (size_t r = 0; r < sizeof peak_read_rows / sizeof *peak_read_rows; r++) {
-        double rate = strcmp(peak_read_rows[r].isa, isa) ? 0 : peak_bandwidth(peak_read_thread, m, &peak_read_rows[r], seconds);
+        double rate;
+        if (strcmp(peak_read_rows[r].isa, isa)) continue;
+        rate = peak_bandwidth(peak_read_thread, m, &peak_read_rows[r], seconds);
         if (rate > best) best = rate;
     }
     return best;

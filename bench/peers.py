@@ -3,7 +3,8 @@
 turn times a short batch of calls, round after round, so that all see the same neighbours. `make bench-peers` builds the
 programs; one that is missing is left out.
 
-  bench/peers.py [--rounds 9] [--threads 1] [--isa avx2] [--only attention] [--peers onednn,ggml] [--quick]
+  bench/peers.py [--rounds 9] [--threads 1] [--isa avx2] [--only attention] [--shape 12,64,512,512]
+                 [--peers onednn,ggml] [--quick]
 
 Writes build/report/peers.json, one object a line; bench/report.py prints the table and draws the plots. Standard library only."""
 import argparse
@@ -50,7 +51,8 @@ ROWS = [
       for row in rows("table", op, "pytorch ggml", ("1024,768",))),
     *(row for op in ("log_softmax", "add", "mul", "transpose", "swiglu") for row in rows("table", op, "pytorch", ("1024,768",))),
     *rows("table", "embedding", "pytorch", ("30522,768,512",)),
-    *rows("size", "matmul", "openblas blis onednn", [f"{n},{n},{n}" for n in (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)]),
+    *rows("size", "matmul", "openblas blis onednn",
+          [f"{n},{n},{n}" for n in (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)]),
     *rows("length", "attention", FUSED, [f"{HEADS},{n},{n}" for n in (64, 128, 256, 512, 1024, 2048, 4096)]),
     *rows("length", "unfused", "", [f"{HEADS},{n},{n}" for n in (64, 128, 256, 512, 1024, 2048, 4096)]),
 ]
@@ -122,6 +124,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default="")
     parser.add_argument("--only", default="", help="op or group, several with commas")
+    parser.add_argument("--shape", default="", help="rows of this shape only")
     parser.add_argument("--peers", default=",".join(PROGRAMS))
     parser.add_argument("--quick", action="store_true", help="without the plots' rows and the long ones")
     parser.add_argument("--out", default="build/report/peers.json")
@@ -135,6 +138,8 @@ def main():
     with open(arguments.out, "w", encoding="utf-8") as out:
         for row in ROWS:
             if only and row["op"] not in only and row["group"] not in only:
+                continue
+            if arguments.shape and row["shape"] != arguments.shape:
                 continue
             if arguments.quick and (row["group"] != "table" or row["shape"] in LONG):
                 continue

@@ -1,6 +1,6 @@
-/* Times ggml for bench/peers.py: linear (f32, f16 or bf16 weight), fused attention and decode (f32 or f16 keys and values),
- * softmax, norms and activations. ggml is not packaged: build it from its sources with cmake (-DBUILD_SHARED_LIBS=OFF
- * -DGGML_OPENMP=OFF) and name its folder to make: GGML=/path/to/ggml. See peer.h.
+/* Times ggml for bench/peers.py: linear (f32, f16 or bf16 weight), fused attention and decode (f32 or f16 keys and
+ * values), softmax, norms and activations. ggml is not packaged: build it from its sources with cmake to its folder
+ * build (-DBUILD_SHARED_LIBS=OFF -DGGML_OPENMP=OFF) and name its folder to make: GGML=/path/to/ggml. See peer.h.
  *
  * cc -O2 -I$GGML/include bench/peers_ggml.c -o peers_ggml $GGML/build/src/libggml*.a -lstdc++ -lm -lpthread */
 #define PEER_NAME "ggml"
@@ -49,11 +49,18 @@ static struct ggml_tensor *softmax(struct ggml_context *c, struct ggml_tensor *x
 static struct ggml_tensor *norm(struct ggml_context *c, struct ggml_tensor *x) { return ggml_norm(c, x, 1e-5f); }
 static struct ggml_tensor *rms_norm(struct ggml_context *c, struct ggml_tensor *x) { return ggml_rms_norm(c, x, 1e-5f); }
 
+typedef struct op_of_rows {
+    const char *name;
+    struct ggml_tensor *(*make)(struct ggml_context *c, struct ggml_tensor *x);
+} op_of_rows;
+static const op_of_rows ops_of_rows[] = {
+    {"softmax", softmax}, {"layer_norm", norm}, {"rms_norm", rms_norm}, {"relu", ggml_relu}, {"gelu_tanh", ggml_gelu},
+    {"gelu", ggml_gelu_erf}, {"silu", ggml_silu}, {"sigmoid", ggml_sigmoid}, {"tanh", ggml_tanh}, {"exp", ggml_exp},
+};
+
 static int peer_prepare(peer_job *job) {
-    static const struct { const char *name; struct ggml_tensor *(*make)(struct ggml_context *, struct ggml_tensor *); } rows[] = {
-        {"softmax", softmax}, {"layer_norm", norm}, {"rms_norm", rms_norm}, {"relu", ggml_relu}, {"gelu_tanh", ggml_gelu},
-        {"gelu", ggml_gelu_erf}, {"silu", ggml_silu}, {"sigmoid", ggml_sigmoid}, {"tanh", ggml_tanh}, {"exp", ggml_exp}};
-    enum ggml_type type = !strcmp(job->dtype, "f16") ? GGML_TYPE_F16 : !strcmp(job->dtype, "bf16") ? GGML_TYPE_BF16 : GGML_TYPE_F32;
+    enum ggml_type type = !strcmp(job->dtype, "f16")  ? GGML_TYPE_F16
+                        : !strcmp(job->dtype, "bf16") ? GGML_TYPE_BF16 : GGML_TYPE_F32;
     struct ggml_init_params params = {.mem_size = (size_t)2 << 30, .mem_buffer = NULL, .no_alloc = false};
     struct ggml_tensor *y = NULL;
     ggml_cpu_init();
@@ -61,8 +68,10 @@ static int peer_prepare(peer_job *job) {
     if (!strcmp(job->op, "linear")) y = linear(job, type);
     else if (!strcmp(job->op, "attention")) y = attention(job, type, job->shape[2], job->shape[3]);
     else if (!strcmp(job->op, "decode")) y = attention(job, type, 1, job->shape[2]);
-    for (size_t i = 0; !y && i < sizeof rows / sizeof *rows; i++)
-        if (!strcmp(job->op, rows[i].name)) y = rows[i].make(context, tensor(GGML_TYPE_F32, job->shape[1], job->shape[0], 1));
+    for (size_t i = 0; !y && i < sizeof ops_of_rows / sizeof *ops_of_rows; i++) {
+        if (strcmp(job->op, ops_of_rows[i].name)) continue;
+        y = ops_of_rows[i].make(context, tensor(GGML_TYPE_F32, job->shape[1], job->shape[0], 1));
+    }
     if (!y) return 1;
     graph = ggml_new_graph(context);
     ggml_build_forward_expand(graph, y);

@@ -1,5 +1,5 @@
 /* Times oneDNN's matmul for bench/peers.py: matmul with plain operands, linear with the weight reordered once to the
- * format that the primitive likes best, and a bias. f32. See peer.h.
+ * format that the primitive likes best, and a bias. f32. Written to oneDNN 2; the C interface of 3 differs. See peer.h.
  *
  * cc -O2 bench/peers_onednn.c -o peers_onednn -ldnnl */
 #define PEER_NAME "onednn"

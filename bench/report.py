@@ -12,7 +12,11 @@ import sys
 
 FOLDER = "build/report"
 OURS = "transformer.h"
-STYLE = "set terminal svg size 760,480 noenhanced font 'sans,13' background rgb 'white'\nset grid\nset key outside right top\nset datafile missing '?'\n"
+STYLE = """set terminal svg size 760,480 noenhanced font 'sans,13' background rgb 'white'
+set grid
+set key outside right top
+set datafile missing '?'
+"""
 
 
 def label(row):
