@@ -11,7 +11,7 @@ Q := $(if $(V),,@)
 HEADER := transformer.h
 VERSION := $(shell sed -n 's/^\#define TFM_VERSION_\(MAJOR\|MINOR\|PATCH\) //p' $(HEADER) 2>/dev/null | paste -sd. -)
 EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
-BENCHES := $(patsubst bench/%.c,build/%,$(wildcard bench/*.c))
+BENCHES := $(patsubst bench/%.c,build/%,$(filter-out bench/peers_%,$(wildcard bench/*.c)))
 SCRIPTS := tests/scripts
 
 .PHONY: all examples run bench test check help install uninstall clean
@@ -34,9 +34,24 @@ $(BENCHES): build/%: bench/%.c $(wildcard bench/*.h) $(HEADER)
 run: build/tour
 	cd build && ./tour
 
-BENCH ?= all --threads 1
+BENCH ?= all --isa each --threads each
 bench: build/bench
 	build/bench $(BENCH)
+
+# The same shapes with other libraries, alternated with ours; PEERS='--threads 2 --only attention' narrows it down.
+# GGML=folder adds ggml, built there by cmake.
+PEERS ?=
+.PHONY: bench-peers bench-report neon-report
+bench-peers: build/bench
+	@CC='$(CC)' GGML='$(GGML)' bench/peers_build.sh
+	@bench/peers.py $(PEERS)
+	@bench/report.py
+bench-report:
+	@bench/report.py
+
+# What the NEON kernels should reach on cores that are not at hand, by llvm-mca.
+neon-report:
+	@bench/neon_report.py
 
 # ---- tests ------------------------------------------------------------------------------------------------------------
 # A test program is the implementation, compiled once as the configuration under test says, the tests that hold their own
@@ -129,6 +144,11 @@ check-examples: $(EXAMPLES) build/test-mini/isas
 	@$(SCRIPTS)/check_examples.py
 check-bench: $(BENCHES) build/test-mini/isas
 	@$(SCRIPTS)/check_bench.py
+
+# Not part of `check`: timings want a machine of their own. Floors of shares of the peak, and fused against unfused attention.
+.PHONY: check-speed
+check-speed: build/bench
+	@bench/check_speed.py
 
 # Optimisation levels. -Ofast is compiled but not linked with: gcc's start-up code for it turns subnormal numbers off in the
 # whole program, ours or not. clang's -ffast-math is refused by the header, with the flag to add.
@@ -250,6 +270,9 @@ help:
 	@echo 'make test        all tests on every instruction set of this machine (AREAS="ops masks", FILTER="suite/name*")'
 	@echo 'make test-mini   the same without Criterion'
 	@echo 'make bench       the benchmark (BENCH="matmul --shape 512,512,512 --isa avx2" for one op)'
+	@echo 'make bench-peers the same shapes with other libraries (installs what it needs; PEERS="--threads 2 --only attention")'
+	@echo 'make check-speed no op has lost speed: floors of shares of the measured peak'
+	@echo 'make neon-report what the NEON kernels should reach, by llvm-mca'
 	@echo 'make check       the long matrix; its parts:'
 	@echo '                 $(CHECKS:%=check-%)' | fold -s -w 100
 	@echo 'make install     the header and a pkg-config file (PREFIX=$(PREFIX), DESTDIR=)'

@@ -1,157 +1,497 @@
-/* build/bench OP [--shape a,b,...] [--isa X] [--threads N] [--causal] [--dtype f32|f16|bf16] [--runs N] [--cold] [--json]
+/* build/bench OP [--shape a,b,...] [--isa X|each] [--threads N|each] [--dtype f32|f16|bf16] [--json] ...
  *
- * Times one op of the library and states it as a share of what the machine can do, measured in the same run and alternated
- * with the op: FLOP-bound ops against the FMA peak of the same instruction set, the others against copy bandwidth over a
- * working set of the same size. Figures are medians. A share above 1.02 means a broken measurement and fails.
+ * Times one op of the library on any shape and states it as a share of what the machine can do, measured in the same
+ * run and alternated with the op:
+ *   fma   products and models: the roofline, which is the FMA peak of the instruction set, or
+ *   read  read bandwidth, where reading the operands once takes longer than the arithmetic (one row, decoding);
+ *   copy  everything else: memcpy over a working set of the same size.
+ * Times are medians, peaks the largest seen. A share of the FMA peak above 1.02 means a broken measurement and fails.
+ * `build/bench` alone lists the ops and options. --serve is for comparisons: see bench/peers.py.
  *
  * cc -O2 -I. bench/bench.c -o bench -lm      (the Makefile builds it to build/bench) */
 #define _GNU_SOURCE
 #define TRANSFORMER_IMPLEMENTATION
 #include "transformer.h"
 #include "peak.h"
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define MAX_SHAPE 6
+#define MAX_OPERANDS 4
 #define MAX_BUFFERS 64
 #define MAX_RUNS 1000
-#define COLD_BYTES (96 << 20) /* rotating operands together exceed the last-level cache */
+#define COLD_BYTES (96 << 20)    /* rotating operands together exceed the last-level cache */
+#define BATCH_SECONDS 5e-3       /* calls that are timed together */
+#define SERVED_SECONDS 20e-3
+
+enum { BOUND_NONE, BOUND_COPY, BOUND_ROOFLINE };
+enum { MASK_NONE, MASK_BOOL, MASK_BIAS, MASK_LENGTHS, MASK_SEGMENTS, MASK_PREFIX, MASK_KINDS };
+static const char *const mask_names[MASK_KINDS] = {"none", "bool", "bias", "lengths", "segments", "prefix"};
+
+/* A decoder-only model as published, for decoder_step and prompt; its sizes are the default shape. */
+typedef struct bench_model {
+    const char *name, *sizes;
+    int64_t kv_heads;
+    int position, norm, activation, gated, no_bias, tied_head;
+} bench_model;
+static const bench_model models[] = {
+    {"gpt2", "768,12,3072,12,50257,128", 12, TFM_POSITION_LEARNED, TFM_LAYER_NORM, TFM_ACT_GELU_TANH, 0, 0, 1},
+    {"llama", "2048,32,5632,22,32000,128", 4, TFM_POSITION_ROTARY, TFM_RMS_NORM, TFM_ACT_SILU, 1, 1, 0},
+};
+#define MODEL_COUNT (sizeof models / sizeof *models)
+
+typedef struct bench_settings {
+    const char *shape;
+    const bench_model *model;
+    int64_t batch, kv_heads, window;     /* 0: 1, as many as heads, none */
+    int causal, mask, transpose, dtype, cold, runs, json, serve;
+} bench_settings;
 
 typedef struct bench_op bench_op;
 typedef struct bench_run {
     const bench_op *op;
+    bench_settings set;
     tfm_ctx *c;
     tfm_params *params;
-    int64_t shape[MAX_SHAPE];
-    int causal, dtype, cold;
+    int64_t shape[MAX_SHAPE], batch, kv_heads;
     int64_t buffers, next;                    /* sets of operands in rotation */
-    tfm_tensor *operand[MAX_BUFFERS][4];
+    tfm_tensor *operand[MAX_BUFFERS][MAX_OPERANDS];
+    tfm_cache *cache[MAX_BUFFERS];
+    tfm_attention_options attention;
     tfm_encoder encoder;
-    double flops, bytes;                      /* useful work of one call; bytes an op must move at least */
+    tfm_session *session;
+    char path[64];
+    double flops, bytes;                      /* useful work of one call; bytes it must move at least */
+    int64_t memory;                           /* what one call takes of the arena */
 } bench_run;
 
 struct bench_op {
     const char *name, *shape_text, *default_shape;
-    int sizes;
-    int flop_bound;
+    int bound;
     int (*prepare)(bench_run *r, int64_t set);     /* makes operand set `set`; 0 on success */
-    tfm_tensor *(*call)(bench_run *r, tfm_tensor **operand);
+    tfm_tensor *(*call)(bench_run *r, int64_t set);
+    tfm_tensor *(*unary)(tfm_ctx *c, const tfm_tensor *t);
+    tfm_tensor *(*binary)(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b);
 };
 
+static double element_size(const bench_run *r) { return (double)tfm_dtype_size(r->set.dtype); }
 static tfm_tensor *random_tensor(bench_run *r, tfm_shape shape) {
     tfm_tensor *t = tfm_uniform(r->c, shape, -1.0f, 1.0f);
-    return r->dtype == TFM_F32 ? t : tfm_cast(r->c, t, r->dtype);
+    return r->set.dtype == TFM_F32 ? t : tfm_cast(r->c, t, r->set.dtype);
 }
+static tfm_tensor *random_ids(bench_run *r, tfm_shape shape, int64_t below) {
+    tfm_tensor *t = tfm_empty(r->c, TFM_I64, shape);
+    uint64_t x = 88172645463325252u;
+    for (int64_t i = 0; t && i < tfm_numel(t); i++) {
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;   /* Marsaglia's xorshift */
+        ((int64_t *)t->data)[i] = (int64_t)(x % (uint64_t)below);
+    }
+    return t;
+}
+static int ready_params(bench_run *r) {
+    if (r->set.dtype != TFM_F32 && tfm_params_cast(r->c, r->params, r->set.dtype)) return 1;
+    return tfm_params_prepare(r->c, r->params) != TFM_OK;
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
 
 static int prepare_matmul(bench_run *r, int64_t set) {
-    int64_t m = r->shape[0], n = r->shape[1], k = r->shape[2];
-    r->operand[set][0] = random_tensor(r, TFM_SHAPE(m, k));
-    r->operand[set][1] = random_tensor(r, TFM_SHAPE(k, n));
-    r->flops = 2.0 * (double)m * (double)n * (double)k;
-    r->bytes = (double)tfm_dtype_size(r->dtype) * (double)(m * k + k * n + m * n);
+    int64_t b = r->batch, m = r->shape[0], n = r->shape[1], k = r->shape[2];
+    r->operand[set][0] = random_tensor(r, TFM_SHAPE(b, m, k));
+    r->operand[set][1] = r->set.transpose ? tfm_transpose(r->c, random_tensor(r, TFM_SHAPE(b, n, k)), -1, -2)
+                                          : random_tensor(r, TFM_SHAPE(b, k, n));
+    r->flops = 2.0 * (double)b * (double)m * (double)n * (double)k;
+    r->bytes = element_size(r) * (double)b * (double)(m * k + k * n + m * n);
     return 0;
 }
-static tfm_tensor *call_matmul(bench_run *r, tfm_tensor **o) { return tfm_matmul(r->c, o[0], o[1]); }
+static tfm_tensor *call_matmul(bench_run *r, int64_t set) {
+    return tfm_matmul(r->c, r->operand[set][0], r->operand[set][1]);
+}
 
 static int prepare_linear(bench_run *r, int64_t set) {
-    int64_t m = r->shape[0], n = r->shape[1], k = r->shape[2];
+    int64_t m = r->shape[0] * r->batch, n = r->shape[1], k = r->shape[2];
     char name[32];
     tfm_linear_layer layer;
     snprintf(name, sizeof name, "linear%d", (int)set);
-    if (tfm_linear_init(r->c, r->params, name, k, n, 1, &layer)) return 1;
-    if (r->dtype != TFM_F32 && tfm_params_cast(r->c, r->params, r->dtype)) return 1;
-    if (tfm_params_prepare(r->c, r->params)) return 1;
+    if (tfm_linear_init(r->c, r->params, name, k, n, 1, &layer) || ready_params(r)) return 1;
     r->operand[set][0] = tfm_uniform(r->c, TFM_SHAPE(m, k), -1.0f, 1.0f);
     r->operand[set][1] = layer.weight;
     r->operand[set][2] = layer.bias;
     r->flops = 2.0 * (double)m * (double)n * (double)k;
-    r->bytes = (double)tfm_dtype_size(r->dtype) * (double)(k * n) + 4.0 * (double)(m * k + m * n);
+    r->bytes = element_size(r) * (double)(k * n) + 4.0 * (double)(m * k + m * n);
     return 0;
 }
-static tfm_tensor *call_linear(bench_run *r, tfm_tensor **o) {
-    return tfm_linear(r->c, o[0], o[1], o[2], TFM_ACT_NONE);
+static tfm_tensor *call_linear(bench_run *r, int64_t set) {
+    return tfm_linear(r->c, r->operand[set][0], r->operand[set][1], r->operand[set][2], TFM_ACT_NONE);
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+/* Keys [*begin, *end) that query i attends: every kind of mask here leaves one range. */
+static void attended_keys(const bench_run *r, int64_t i, int64_t lq, int64_t lk, int64_t *begin, int64_t *end) {
+    int kind = r->set.mask, causal = r->set.causal || r->set.window || kind == MASK_BOOL || kind == MASK_PREFIX;
+    int64_t position = i + lk - lq, segment = 4 * i / lq;
+    *begin = 0;
+    *end = causal ? position + 1 : lk;
+    if (r->set.window && position + 1 - r->set.window > 0) *begin = position + 1 - r->set.window;
+    if (kind == MASK_PREFIX && *end < lk / 4) *end = lk / 4;
+    if (kind == MASK_LENGTHS && *end > (lk + 1) / 2) *end = (lk + 1) / 2;
+    if (kind == MASK_SEGMENTS) {
+        int64_t first = (segment * lk + 3) / 4, behind = ((segment + 1) * lk + 3) / 4;
+        if (*begin < first) *begin = first;
+        if (*end > behind) *end = behind;
+    }
+    if (*end < *begin) *end = *begin;
+}
+
+static tfm_tensor *segments(bench_run *r, int64_t length) {
+    tfm_tensor *t = tfm_empty(r->c, TFM_I64, TFM_SHAPE(r->batch, length));
+    for (int64_t i = 0; t && i < r->batch * length; i++) ((int64_t *)t->data)[i] = 4 * (i % length) / length;
+    return t;
+}
+
+/* bool: the causal order as a matrix. bias: a matrix of summands. lengths: half of the keys are padding. segments: four
+ * sequences in one row. prefix: a quarter of the keys is seen by all, the others causally. */
+static void set_mask(bench_run *r, int64_t lq, int64_t lk) {
+    tfm_mask *mask = &r->attention.mask;
+    int64_t begin, end;
+    if (r->set.causal || r->set.window || r->set.mask == MASK_PREFIX) mask->causal = TFM_CAUSAL_BOTTOM_RIGHT;
+    mask->window_left = r->set.window;
+    switch (r->set.mask) {
+    case MASK_BOOL:
+        mask->keep = tfm_empty(r->c, TFM_BOOL, TFM_SHAPE(1, 1, lq, lk));
+        for (int64_t i = 0; mask->keep && i < lq; i++) {
+            attended_keys(r, i, lq, lk, &begin, &end);
+            for (int64_t j = 0; j < lk; j++) ((uint8_t *)mask->keep->data)[i * lk + j] = begin <= j && j < end;
+        }
+        break;
+    case MASK_BIAS: mask->bias = tfm_uniform(r->c, TFM_SHAPE(1, 1, lq, lk), -1.0f, 1.0f); break;
+    case MASK_LENGTHS: mask->key_lengths = tfm_full(r->c, TFM_I64, TFM_SHAPE(r->batch), (double)((lk + 1) / 2)); break;
+    case MASK_SEGMENTS:
+        mask->query_segments = segments(r, lq);
+        mask->key_segments = segments(r, lk);
+        break;
+    case MASK_PREFIX: mask->prefix = lk / 4; break;
+    default: break;
+    }
 }
 
 static int prepare_attention(bench_run *r, int64_t set) {
-    int64_t h = r->shape[0], d = r->shape[1], lq = r->shape[2], lk = r->shape[3];
-    double pairs = (double)lq * (double)lk;
-    r->operand[set][0] = random_tensor(r, TFM_SHAPE(1, h, lq, d));
-    r->operand[set][1] = random_tensor(r, TFM_SHAPE(1, h, lk, d));
-    r->operand[set][2] = random_tensor(r, TFM_SHAPE(1, h, lk, d));
-    if (r->causal) {   /* pairs that a causal mask aligned at the end leaves */
-        pairs = 0;
-        for (int64_t i = 0; i < lq; i++) { int64_t seen = i + 1 + lk - lq; pairs += seen > 0 ? (double)seen : 0; }
+    int64_t b = r->batch, h = r->shape[0], kv = r->kv_heads, d = r->shape[1], lq = r->shape[2], lk = r->shape[3];
+    double pairs = 0;
+    r->operand[set][0] = random_tensor(r, TFM_SHAPE(b, h, lq, d));
+    r->operand[set][1] = random_tensor(r, TFM_SHAPE(b, kv, lk, d));
+    r->operand[set][2] = random_tensor(r, TFM_SHAPE(b, kv, lk, d));
+    if (set > 0) return 0;
+    set_mask(r, lq, lk);
+    for (int64_t i = 0; i < lq; i++) {
+        int64_t begin, end;
+        attended_keys(r, i, lq, lk, &begin, &end);
+        pairs += (double)(end - begin);
     }
-    r->flops = 4.0 * (double)h * (double)d * pairs;
-    r->bytes = (double)tfm_dtype_size(r->dtype) * (double)(h * d) * (2.0 * (double)lq + 2.0 * (double)lk);
+    r->flops = 4.0 * (double)(b * h * d) * pairs;
+    r->bytes = element_size(r) * (double)(b * d) * 2.0 * ((double)(h * lq) + (double)(kv * lk));
     return 0;
 }
-static tfm_tensor *call_attention(bench_run *r, tfm_tensor **o) {
-    tfm_attention_options options;
-    memset(&options, 0, sizeof options);
-    options.mask.causal = r->causal ? TFM_CAUSAL_BOTTOM_RIGHT : TFM_CAUSAL_NONE;
-    return tfm_attention(r->c, o[0], o[1], o[2], &options);
+static tfm_tensor *call_attention(bench_run *r, int64_t set) {
+    return tfm_attention(r->c, r->operand[set][0], r->operand[set][1], r->operand[set][2], &r->attention);
 }
 
-static int prepare_rows(bench_run *r, int64_t set) {
-    r->operand[set][0] = random_tensor(r, TFM_SHAPE(r->shape[0], r->shape[1]));
-    r->operand[set][1] = tfm_ones(r->c, TFM_SHAPE(r->shape[1]));
-    r->operand[set][2] = tfm_zeros(r->c, TFM_SHAPE(r->shape[1]));
-    r->bytes = 2.0 * (double)tfm_dtype_size(r->dtype) * (double)(r->shape[0] * r->shape[1]);
+/* The same by the formula, as a user without fused attention writes it. */
+static int prepare_unfused(bench_run *r, int64_t set) {
+    int64_t lq = r->shape[2], lk = r->shape[3];
+    if (r->kv_heads != r->shape[0] || r->set.mask != MASK_NONE || r->set.window || prepare_attention(r, set)) return 1;
+    if (!r->set.causal || set > 0) return 0;
+    r->operand[0][3] = tfm_empty(r->c, TFM_BOOL, TFM_SHAPE(lq, lk));
+    for (int64_t i = 0; r->operand[0][3] && i < lq; i++)
+        for (int64_t j = 0; j < lk; j++) ((uint8_t *)r->operand[0][3]->data)[i * lk + j] = j > i + lk - lq;
     return 0;
 }
-static tfm_tensor *call_softmax(bench_run *r, tfm_tensor **o) { return tfm_softmax(r->c, o[0], -1); }
-static tfm_tensor *call_gelu(bench_run *r, tfm_tensor **o) { return tfm_gelu(r->c, o[0]); }
-static tfm_tensor *call_layer_norm(bench_run *r, tfm_tensor **o) {
-    return tfm_layer_norm(r->c, o[0], o[1], o[2], NULL);
+static tfm_tensor *call_unfused(bench_run *r, int64_t set) {
+    tfm_tensor *keys = tfm_transpose(r->c, r->operand[set][1], -1, -2);
+    tfm_tensor *scores = tfm_matmul(r->c, r->operand[set][0], keys);
+    scores = tfm_scale(r->c, scores, 1.0f / sqrtf((float)r->shape[1]));
+    if (r->set.causal) scores = tfm_masked_fill(r->c, scores, r->operand[0][3], -HUGE_VAL);
+    return tfm_matmul(r->c, tfm_softmax(r->c, scores, -1), r->operand[set][2]);
 }
-static tfm_tensor *call_rms_norm(bench_run *r, tfm_tensor **o) { return tfm_rms_norm(r->c, o[0], o[1], NULL); }
-static tfm_tensor *call_add(bench_run *r, tfm_tensor **o) { return tfm_add(r->c, o[0], o[1]); }
+
+static int prepare_decode(bench_run *r, int64_t set) {
+    int64_t b = r->batch, h = r->shape[0], d = r->shape[1], keys = r->shape[2];
+    tfm_cache_options options;
+    tfm_tensor *k, *v;
+    tfm_marker mark = tfm_mark(r->c);
+    memset(&options, 0, sizeof options);
+    options.dtype = r->set.dtype;
+    options.batch = b;
+    options.heads = r->kv_heads;
+    options.key_size = d;
+    options.capacity = keys;
+    r->cache[set] = tfm_cache_create(r->c, &options);
+    if (!r->cache[set]) return 1;
+    k = tfm_uniform(r->c, TFM_SHAPE(b, r->kv_heads, keys, d), -1.0f, 1.0f);
+    v = tfm_uniform(r->c, TFM_SHAPE(b, r->kv_heads, keys, d), -1.0f, 1.0f);
+    if (tfm_cache_append(r->c, r->cache[set], 0, k, v, NULL)) return 1;
+    tfm_rewind(r->c, mark);
+    r->operand[set][0] = tfm_uniform(r->c, TFM_SHAPE(b, h, 1, d), -1.0f, 1.0f);
+    r->flops = 4.0 * (double)(b * h * d) * (double)keys;
+    r->bytes = 2.0 * element_size(r) * (double)(b * r->kv_heads * d) * (double)keys;
+    return 0;
+}
+static tfm_tensor *call_decode(bench_run *r, int64_t set) {
+    return tfm_attention_cached(r->c, r->operand[set][0], r->cache[set], 0, NULL);
+}
+
+/* ---- ops that copy bandwidth bounds ----------------------------------------------------------------------------- */
+
+/* Operands 0 and 1 of rows x cols, a weight and a bias of cols; `moved` of the three rows x cols are read or written. */
+static int prepare_rows(bench_run *r, int64_t set, double moved) {
+    int64_t rows = r->shape[0] * r->batch, cols = r->shape[1];
+    r->operand[set][0] = random_tensor(r, TFM_SHAPE(rows, cols));
+    r->operand[set][1] = moved > 2 ? random_tensor(r, TFM_SHAPE(rows, cols)) : NULL;
+    r->operand[set][2] = tfm_ones(r->c, TFM_SHAPE(cols));
+    r->operand[set][3] = tfm_zeros(r->c, TFM_SHAPE(cols));
+    r->bytes = moved * element_size(r) * (double)(rows * cols);
+    return 0;
+}
+static int prepare_unary(bench_run *r, int64_t set) { return prepare_rows(r, set, 2); }
+static int prepare_binary(bench_run *r, int64_t set) { return prepare_rows(r, set, 3); }
+static int prepare_residual(bench_run *r, int64_t set) { return prepare_rows(r, set, 4); }
+static tfm_tensor *call_unary(bench_run *r, int64_t set) { return r->op->unary(r->c, r->operand[set][0]); }
+static tfm_tensor *call_binary(bench_run *r, int64_t set) {
+    return r->op->binary(r->c, r->operand[set][0], r->operand[set][1]);
+}
+static tfm_tensor *softmax_rows(tfm_ctx *c, const tfm_tensor *t) { return tfm_softmax(c, t, -1); }
+static tfm_tensor *log_softmax_rows(tfm_ctx *c, const tfm_tensor *t) { return tfm_log_softmax(c, t, -1); }
+static tfm_tensor *transpose_rows(tfm_ctx *c, const tfm_tensor *t) {
+    return tfm_contiguous(c, tfm_transpose(c, t, 0, 1));
+}
+static tfm_tensor *swiglu(tfm_ctx *c, const tfm_tensor *gate, const tfm_tensor *up) {
+    return tfm_glu(c, gate, up, TFM_ACT_SILU);
+}
+static tfm_tensor *call_layer_norm(bench_run *r, int64_t set) {
+    return tfm_layer_norm(r->c, r->operand[set][0], r->operand[set][2], r->operand[set][3], NULL);
+}
+static tfm_tensor *call_rms_norm(bench_run *r, int64_t set) {
+    return tfm_rms_norm(r->c, r->operand[set][0], r->operand[set][2], NULL);
+}
+/* norm(x + residual), and the sum for the next residual: two tensors in, two out */
+static tfm_norm_options residual(bench_run *r, int64_t set, tfm_tensor **sum) {
+    tfm_norm_options options;
+    memset(&options, 0, sizeof options);
+    options.residual = r->operand[set][1];
+    options.sum = sum;
+    return options;
+}
+static tfm_tensor *call_add_layer_norm(bench_run *r, int64_t set) {
+    tfm_tensor *sum;
+    tfm_norm_options options = residual(r, set, &sum);
+    return tfm_layer_norm(r->c, r->operand[set][0], r->operand[set][2], r->operand[set][3], &options);
+}
+static tfm_tensor *call_add_rms_norm(bench_run *r, int64_t set) {
+    tfm_tensor *sum;
+    tfm_norm_options options = residual(r, set, &sum);
+    return tfm_rms_norm(r->c, r->operand[set][0], r->operand[set][2], &options);
+}
+
+static int prepare_rotary(bench_run *r, int64_t set) {
+    r->operand[set][0] = random_tensor(r, TFM_SHAPE(r->batch, r->shape[0], r->shape[1], r->shape[2]));
+    r->bytes = 2.0 * element_size(r) * (double)tfm_numel(r->operand[set][0]);
+    return 0;
+}
+static tfm_tensor *call_rotary(bench_run *r, int64_t set) { return tfm_rotary(r->c, r->operand[set][0], NULL, 0, NULL); }
+
+static int prepare_embedding(bench_run *r, int64_t set) {
+    tfm_embedding_layer layer;
+    if (tfm_embedding_init(r->c, r->params, "embedding", r->shape[0], r->shape[1], &layer) || ready_params(r)) return 1;
+    r->operand[set][0] = layer.weight;
+    r->operand[set][1] = random_ids(r, TFM_SHAPE(r->batch, r->shape[2]), r->shape[0]);
+    r->bytes = (element_size(r) + 4.0) * (double)(r->batch * r->shape[2] * r->shape[1]);
+    return 0;
+}
+static tfm_tensor *call_embedding(bench_run *r, int64_t set) {
+    return tfm_embedding(r->c, r->operand[set][0], r->operand[set][1]);
+}
+
+/* ---- models ----------------------------------------------------------------------------------------------------- */
 
 static int prepare_encoder(bench_run *r, int64_t set) {
     double rows = (double)(r->shape[0] * r->shape[1]), d = (double)r->shape[2], ff = (double)r->shape[4];
+    double weights = (double)r->shape[5] * (4.0 * d * d + 2.0 * d * ff);
     tfm_block_config block;
     memset(&block, 0, sizeof block);
     block.d_model = r->shape[2];
     block.heads = r->shape[3];
+    block.kv_heads = r->kv_heads;
     block.d_ff = r->shape[4];
     block.activation = TFM_ACT_GELU;
     if (set == 0) {
         if (tfm_encoder_init(r->c, r->params, "encoder", r->shape[5], &block, 0, &r->encoder)) return 1;
-        if (r->dtype != TFM_F32 && tfm_params_cast(r->c, r->params, r->dtype)) return 1;
-        if (tfm_params_prepare(r->c, r->params)) return 1;
+        if (ready_params(r)) return 1;
     }
     r->operand[set][0] = tfm_uniform(r->c, TFM_SHAPE(r->shape[0], r->shape[1], r->shape[2]), -1.0f, 1.0f);
-    r->flops = (double)r->shape[5] * (2.0 * rows * (4.0 * d * d + 2.0 * d * ff) + 4.0 * rows * (double)r->shape[1] * d);
+    r->flops = 2.0 * rows * weights + (double)r->shape[5] * 4.0 * rows * (double)r->shape[1] * d;
+    r->bytes = element_size(r) * weights + 8.0 * rows * d;
     return 0;
 }
-static tfm_tensor *call_encoder(bench_run *r, tfm_tensor **o) {
-    return tfm_encoder_forward(r->c, &r->encoder, o[0], NULL);
+static tfm_tensor *call_encoder(bench_run *r, int64_t set) {
+    return tfm_encoder_forward(r->c, &r->encoder, r->operand[set][0], NULL);
 }
 
+/* A decoder-only model with a session that holds `context` positions of each row, to be fed `rows` more. */
+static int prepare_decoder(bench_run *r, int64_t context, int64_t rows) {
+    const bench_model *m = r->set.model;
+    int64_t d = r->shape[0], heads = r->shape[1], ff = r->shape[2], layers = r->shape[3], vocab = r->shape[4];
+    double head_size = (double)d / (double)heads, wide = head_size * (double)(heads + r->kv_heads);
+    double layer_weights = (double)d * (2.0 * wide + (m->gated ? 3.0 : 2.0) * (double)ff);
+    double b = (double)r->batch, fed = (double)rows, attended = fed * (double)context + 0.5 * fed * (fed + 1.0);
+    double cached = 2.0 * b * (double)layers * head_size * (double)r->kv_heads * (double)context;
+    tfm_transformer_config config;
+    tfm_transformer model;
+    tfm_session_options options;
+    tfm_marker mark = tfm_mark(r->c);
+    memset(&config, 0, sizeof config);
+    config.kind = TFM_DECODER_ONLY;
+    config.position = m->position;
+    config.decoder_layers = layers;
+    config.block.norm_first = 1;
+    config.block.norm = m->norm;
+    config.block.activation = m->activation;
+    config.block.gated = m->gated;
+    config.block.no_bias = m->no_bias;
+    config.block.d_model = d;
+    config.block.heads = heads;
+    config.block.kv_heads = r->kv_heads;
+    config.block.d_ff = ff;
+    config.target_vocab = vocab;
+    config.tied_head = m->tied_head;
+    config.max_length = context + rows;
+    memset(&options, 0, sizeof options);
+    options.cache_dtype = r->set.dtype;
+    options.batch = r->batch;
+    options.capacity = context + rows;
+    if (tfm_transformer_init(r->c, r->params, "", &config, &model) || ready_params(r)) return 1;
+    r->session = tfm_session_create(r->c, &model, &options);
+    if (!r->session) return 1;
+    if (context > 0 && !tfm_session_feed(r->c, r->session, random_ids(r, TFM_SHAPE(r->batch, context), vocab), NULL))
+        return 1;
+    tfm_rewind(r->c, mark);
+    r->operand[0][0] = random_ids(r, TFM_SHAPE(r->batch, rows), vocab);
+    r->flops = b * (2.0 * (double)layers * fed * layer_weights + 2.0 * (double)d * (double)vocab +
+                    4.0 * (double)layers * (double)d * attended);
+    r->bytes = element_size(r) * ((double)layers * layer_weights + (double)d * (double)vocab + cached);
+    return 0;
+}
+/* Works on one model: in any case it is larger than a cache. */
+static int prepare_decoder_step(bench_run *r, int64_t set) { return set > 0 ? 0 : prepare_decoder(r, r->shape[5], 1); }
+static int prepare_prompt(bench_run *r, int64_t set) { return set > 0 ? 0 : prepare_decoder(r, 0, r->shape[5]); }
+static tfm_tensor *call_feed(bench_run *r, int64_t set) {
+    int64_t length = tfm_session_length(r->session, 0);
+    tfm_tensor *logits = tfm_session_feed(r->c, r->session, r->operand[0][0], NULL);
+    (void)set;
+    return logits && tfm_session_truncate(r->c, r->session, -1, length) == TFM_OK ? logits : NULL;
+}
+
+/* ---- contexts and files ----------------------------------------------------------------------------------------- */
+
+static int prepare_create(bench_run *r, int64_t set) {
+    r->operand[set][0] = tfm_ones(r->c, TFM_SHAPE(1));
+    return 0;
+}
+static tfm_tensor *call_create(bench_run *r, int64_t set) {
+    tfm_options options;
+    memset(&options, 0, sizeof options);
+    options.threads = tfm_threads(r->c);
+    options.isa = tfm_isa_name(r->c);
+    tfm_destroy(tfm_create(&options));
+    return r->operand[set][0];
+}
+
+/* A file of `MB` in matrices of 1 MiB (512 x 512 f32), opened, then used as it lies or packed. */
+#define OPEN_SIDE 512
+static int prepare_open(bench_run *r, int64_t set) {
+    int file;
+    tfm_params *p;
+    if (set > 0) return 0;
+    snprintf(r->path, sizeof r->path, "/tmp/bench-XXXXXX");
+    file = mkstemp(r->path);
+    if (file < 0 || close(file) || !(p = tfm_params_create(r->c))) return 1;
+    for (int64_t i = 0; i < r->shape[0]; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "linear%d.weight", (int)i);
+        if (!tfm_params_add(r->c, p, name, TFM_F32, TFM_SHAPE(OPEN_SIDE, OPEN_SIDE))) break;
+    }
+    if (!*tfm_error(r->c) && tfm_params_save(r->c, p, r->path)) file = -1;
+    tfm_params_destroy(p);
+    r->operand[set][0] = tfm_ones(r->c, TFM_SHAPE(1));
+    r->bytes = 2.0 * (double)r->shape[0] * (1 << 20);
+    return file < 0 || *tfm_error(r->c);
+}
+static tfm_tensor *open_file(bench_run *r, int packed) {
+    tfm_params *p = tfm_params_create(r->c);
+    tfm_load_options options;
+    int failed;
+    memset(&options, 0, sizeof options);
+    options.plain = 1;
+    failed = !p || tfm_params_load(r->c, p, r->path, &options);
+    for (int64_t i = 0; packed && !failed && i < r->shape[0]; i++) {
+        char name[32];
+        tfm_linear_layer layer;
+        snprintf(name, sizeof name, "linear%d", (int)i);
+        failed = tfm_linear_init(r->c, p, name, OPEN_SIDE, OPEN_SIDE, 0, &layer) != TFM_OK;
+    }
+    failed = failed || (packed && tfm_params_prepare(r->c, p));
+    tfm_params_destroy(p);
+    return failed ? NULL : r->operand[0][0];
+}
+static tfm_tensor *call_open_mapped(bench_run *r, int64_t set) { (void)set; return open_file(r, 0); }
+static tfm_tensor *call_open_packed(bench_run *r, int64_t set) { (void)set; return open_file(r, 1); }
+
+/* ---- the table -------------------------------------------------------------------------------------------------- */
+
+#define MODEL_SHAPE "d_model,heads,d_ff,layers,vocab,length"
+#define UNARY(name, f) {name, "rows,cols", "1024,768", BOUND_COPY, prepare_unary, call_unary, f, NULL}
+#define BINARY(name, f) {name, "rows,cols", "1024,768", BOUND_COPY, prepare_binary, call_binary, NULL, f}
+#define ROWS(name, prepare, call) {name, "rows,cols", "1024,768", BOUND_COPY, prepare, call, NULL, NULL}
+#define OP(name, shape_text, shape, bound, prepare, call) {name, shape_text, shape, bound, prepare, call, NULL, NULL}
 static const bench_op ops[] = {
-    {"matmul", "m,n,k", "512,512,512", 3, 1, prepare_matmul, call_matmul},
-    {"linear", "m,n,k", "512,768,768", 3, 1, prepare_linear, call_linear},
-    {"attention", "heads,head_size,Lq,Lk", "12,64,512,512", 4, 1, prepare_attention, call_attention},
-    {"softmax", "rows,cols", "1024,1024", 2, 0, prepare_rows, call_softmax},
-    {"layer_norm", "rows,cols", "1024,768", 2, 0, prepare_rows, call_layer_norm},
-    {"rms_norm", "rows,cols", "1024,768", 2, 0, prepare_rows, call_rms_norm},
-    {"gelu", "rows,cols", "1024,768", 2, 0, prepare_rows, call_gelu},
-    {"add", "rows,cols", "1024,768", 2, 0, prepare_rows, call_add},
-    {"encoder", "batch,length,d_model,heads,d_ff,layers", "1,128,768,12,3072,2", 6, 1, prepare_encoder, call_encoder},
+    OP("matmul", "m,n,k", "512,512,512", BOUND_ROOFLINE, prepare_matmul, call_matmul),
+    OP("linear", "m,n,k", "512,768,768", BOUND_ROOFLINE, prepare_linear, call_linear),
+    OP("attention", "heads,head_size,Lq,Lk", "12,64,512,512", BOUND_ROOFLINE, prepare_attention, call_attention),
+    OP("unfused", "heads,head_size,Lq,Lk", "12,64,512,512", BOUND_ROOFLINE, prepare_unfused, call_unfused),
+    OP("decode", "heads,head_size,keys", "32,128,4096", BOUND_ROOFLINE, prepare_decode, call_decode),
+    UNARY("softmax", softmax_rows),
+    UNARY("log_softmax", log_softmax_rows),
+    ROWS("layer_norm", prepare_unary, call_layer_norm),
+    ROWS("rms_norm", prepare_unary, call_rms_norm),
+    ROWS("add_layer_norm", prepare_residual, call_add_layer_norm),
+    ROWS("add_rms_norm", prepare_residual, call_add_rms_norm),
+    UNARY("relu", tfm_relu),
+    UNARY("gelu", tfm_gelu),
+    UNARY("gelu_tanh", tfm_gelu_tanh),
+    UNARY("silu", tfm_silu),
+    UNARY("sigmoid", tfm_sigmoid),
+    UNARY("tanh", tfm_tanh),
+    UNARY("exp", tfm_exp),
+    BINARY("add", tfm_add),
+    BINARY("mul", tfm_mul),
+    BINARY("swiglu", swiglu),
+    UNARY("transpose", transpose_rows),
+    OP("rotary", "heads,length,head_size", "12,512,64", BOUND_COPY, prepare_rotary, call_rotary),
+    OP("embedding", "vocab,d_model,ids", "30522,768,512", BOUND_COPY, prepare_embedding, call_embedding),
+    OP("encoder", "batch,length,d_model,heads,d_ff,layers", "1,128,768,12,3072,2", BOUND_ROOFLINE, prepare_encoder,
+       call_encoder),
+    OP("decoder_step", MODEL_SHAPE, NULL, BOUND_ROOFLINE, prepare_decoder_step, call_feed),
+    OP("prompt", MODEL_SHAPE, NULL, BOUND_ROOFLINE, prepare_prompt, call_feed),
+    OP("create", "contexts", "1", BOUND_NONE, prepare_create, call_create),
+    OP("open_mapped", "MB", "64", BOUND_NONE, prepare_open, call_open_mapped),
+    OP("open_packed", "MB", "64", BOUND_COPY, prepare_open, call_open_packed),
 };
 #define OP_COUNT (sizeof ops / sizeof *ops)
 
-static int usage(void) {
-    fprintf(
-        stderr,
-        "usage: bench OP [--shape S] [--isa scalar|neon|avx2|avx512] [--threads N] [--causal] [--dtype f32|f16|bf16]\n"
-        "             [--runs N] [--cold] [--json]\n");
-    for (size_t i = 0; i < OP_COUNT; i++)
-        fprintf(stderr, "  %-12s --shape %s   (default %s)\n", ops[i].name, ops[i].shape_text, ops[i].default_shape);
-    fprintf(stderr, "  all          every op with its default shape\n");
-    return 2;
-}
+/* ---- measuring -------------------------------------------------------------------------------------------------- */
 
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -162,131 +502,295 @@ static double median(double *x, int n) {
     return n & 1 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
 }
 
+/* Seconds of one call; negative when one failed. */
 static double time_calls(bench_run *r, int64_t calls) {
     tfm_marker mark = tfm_mark(r->c);
     double begin = bench_now();
     for (int64_t i = 0; i < calls; i++) {
-        if (!r->op->call(r, r->operand[r->next])) return -1;
+        if (!r->op->call(r, r->next)) return -1;
         tfm_rewind(r->c, mark);
         r->next = (r->next + 1) % r->buffers;
     }
     return (bench_now() - begin) / (double)calls;
 }
+static int64_t calls_of(double once, double seconds) {
+    return once > seconds ? 1 : (int64_t)(seconds / (once > 1e-8 ? once : 1e-8)) + 1;
+}
 
-static int parse_shape(const char *text, int64_t *shape, int sizes) {
-    for (int i = 0; i < sizes; i++) {
-        char *end;
-        long long x = strtoll(text, &end, 10);
-        if (end == text || x < 1 || x > (1LL << 31) || *end != (i + 1 < sizes ? ',' : 0)) return 1;
-        shape[i] = x;
-        text = end + 1;
+/* What one op reached: the median of its time, and the largest peaks seen, so that an op which ran between two disturbed
+ * peak loops does not look better than the machine is. */
+typedef struct bench_result { double seconds, fma, bandwidth, share; const char *bound; } bench_result;
+
+static int measure(bench_run *r, bench_result *out) {
+    static double seconds[MAX_RUNS];
+    const char *isa = tfm_isa_name(r->c);
+    int threads = tfm_threads(r->c), runs = r->set.runs;
+    double once = time_calls(r, 1), fma_time, memory_time;
+    int64_t calls = calls_of(once, BATCH_SECONDS);
+    peak_memory memory;
+    memset(out, 0, sizeof *out);
+    if (once < 0 || peak_memory_open(&memory, (int64_t)(r->bytes * (double)r->buffers), threads)) return 1;
+    for (int i = 0; i < runs; i++) { /* peaks and op in turns, so that all see the same neighbours */
+        double fma = r->op->bound == BOUND_ROOFLINE ? peak_flops(isa, threads, 0.02) : 0;
+        double bandwidth = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
+                         : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
+        if (fma > out->fma) out->fma = fma;
+        if (bandwidth > out->bandwidth) out->bandwidth = bandwidth;
+        seconds[i] = time_calls(r, calls);
+        if (seconds[i] < 0) break;
     }
+    peak_memory_close(&memory);
+    if (*tfm_error(r->c)) return 1;
+    out->seconds = median(seconds, runs);
+    fma_time = out->fma > 0 ? r->flops / out->fma : 0;
+    memory_time = out->bandwidth > 0 ? r->bytes / out->bandwidth : 0;
+    out->bound = r->op->bound == BOUND_NONE ? "none" : r->op->bound == BOUND_COPY ? "copy"
+               : memory_time > fma_time ? "read" : "fma";
+    out->share = (memory_time > fma_time ? memory_time : fma_time) / out->seconds;
     return 0;
 }
 
-static int run_op(const bench_op *op, const char *shape, const tfm_options *options, int causal, int dtype, int runs,
-                  int cold, int json) {
-    static bench_run r;
-    static double ms[MAX_RUNS], peaks[MAX_RUNS];
-    double once, peak, share, rate, set_bytes;
-    int64_t calls;
+static void append(char *text, size_t size, const char *format, ...) {
+    size_t used = strlen(text);
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text + used, size - used, format, list);
+    va_end(list);
+}
+
+static void print_result(const bench_run *r, const bench_result *x) {
+    const char *isa = tfm_isa_name(r->c), *dtype = tfm_dtype_name(r->set.dtype);
+    const int threads = tfm_threads(r->c), is_fma = !strcmp(x->bound, "fma");
+    const double gflops = 1e-9 * r->flops / x->seconds, gbs = 1e-9 * r->bytes / x->seconds;
+    char text[160] = "", more[160] = "";
+    int sizes = 1;
+    for (const char *p = r->op->shape_text; *p; p++) sizes += *p == ',';
+    for (int i = 0; i < sizes; i++) append(text, sizeof text, "%s%lld", i ? "," : "", (long long)r->shape[i]);
+    if (r->set.json) {
+        printf("{\"op\": \"%s\", \"shape\": [%s], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", "
+               "\"batch\": %lld, \"kv_heads\": %lld, \"causal\": %s, \"window\": %lld, \"mask\": \"%s\", "
+               "\"model\": \"%s\", \"cold\": %s, \"ms\": %.6f, ",
+               r->op->name, text, isa, threads, dtype, (long long)r->batch, (long long)r->kv_heads,
+               r->set.causal ? "true" : "false", (long long)r->set.window, mask_names[r->set.mask],
+               r->op->default_shape ? "" : r->set.model->name, r->set.cold ? "true" : "false", 1e3 * x->seconds);
+        if (r->flops > 0) printf("\"gflops\": %.3f, \"peak_gflops\": %.3f, ", gflops, 1e-9 * x->fma);
+        printf("\"gbs\": %.3f, \"peak_gbs\": %.3f, \"bound\": \"%s\", \"peak_share\": %.4f, \"memory_bytes\": %lld}\n",
+               gbs, 1e-9 * x->bandwidth, x->bound, x->share, (long long)r->memory);
+        return;
+    }
+    if (r->batch > 1) append(more, sizeof more, " batch %lld", (long long)r->batch);
+    if (r->set.causal) append(more, sizeof more, " causal");
+    if (r->set.window) append(more, sizeof more, " window %lld", (long long)r->set.window);
+    if (r->set.mask) append(more, sizeof more, " %s", mask_names[r->set.mask]);
+    if (!r->op->default_shape) append(more, sizeof more, " %s", r->set.model->name);
+    if (r->set.cold) append(more, sizeof more, " cold");
+    printf("%-14s %-26s %-6s %2d %-4s %11.4f ms", r->op->name, text, isa, threads, dtype, 1e3 * x->seconds);
+    if (r->op->bound != BOUND_NONE)
+        printf(" %8.1f %-7s %5.1f %% of %s", is_fma ? gflops : gbs, is_fma ? "GFLOP/s" : "GB/s", 100 * x->share,
+               x->bound);
+    printf("%s\n", more);
+    fflush(stdout);
+}
+
+/* Says "ready", then for each line of its input times a batch of calls and prints the milliseconds of one. */
+static int serve(bench_run *r) {
+    char line[64];
+    double once = time_calls(r, 1);
+    int64_t calls = calls_of(once, SERVED_SECONDS);
+    printf("ready\n");
+    fflush(stdout);
+    while (once >= 0 && fgets(line, sizeof line, stdin)) {
+        if (once < SERVED_SECONDS) time_calls(r, 1);   /* another program has had the caches */
+        once = time_calls(r, calls);
+        printf("%.6f\n", 1e3 * once);
+        fflush(stdout);
+    }
+    return once < 0;
+}
+
+static int parse_shape(const char *text, const char *names, int64_t *shape) {
+    for (int i = 0; ; i++) {
+        char *end;
+        long long x = strtoll(text, &end, 10);
+        names = strchr(names, ',');
+        if (end == text || x < 1 || x > (1LL << 31) || *end != (names ? ',' : 0)) return 1;
+        shape[i] = x;
+        if (!names) return 0;
+        names++;
+        text = end + 1;
+    }
+}
+
+static void close_run(bench_run *r) {
+    if (*r->path) unlink(r->path);
+    for (int i = 0; i < MAX_BUFFERS; i++) tfm_cache_destroy(r->cache[i]);
+    tfm_session_destroy(r->session);
+    tfm_params_destroy(r->params);
+    tfm_destroy(r->c);
+}
+
+static int open_run(bench_run *r, const bench_op *op, const bench_settings *set, const tfm_options *options) {
+    const char *shape = set->shape ? set->shape : op->default_shape ? op->default_shape : set->model->sizes;
+    int of_model = !op->default_shape;
     tfm_marker mark;
-    memset(&r, 0, sizeof r);
-    r.op = op;
-    r.causal = causal;
-    r.dtype = dtype;
-    r.cold = cold;
-    if (parse_shape(shape ? shape : op->default_shape, r.shape, op->sizes)) {
+    memset(r, 0, sizeof *r);
+    r->op = op;
+    r->set = *set;
+    if (parse_shape(shape, op->shape_text, r->shape)) {
         fprintf(stderr, "%s: --shape wants %s, positive numbers\n", op->name, op->shape_text);
         return 2;
     }
-    r.c = tfm_create(options);
-    r.params = r.c ? tfm_params_create(r.c) : NULL;
-    if (!r.params || op->prepare(&r, 0)) goto failed;
-    r.buffers = 1;
-    set_bytes = r.bytes > 0 ? r.bytes : 1;
-    if (cold) {
-        r.buffers = (int64_t)(COLD_BYTES / set_bytes) + 2;
-        if (r.buffers > MAX_BUFFERS) r.buffers = MAX_BUFFERS;
-        for (int64_t i = 1; i < r.buffers; i++) if (op->prepare(&r, i)) goto failed;
+    r->batch = set->batch ? set->batch : 1;
+    r->kv_heads = set->kv_heads ? set->kv_heads : of_model && !set->shape ? set->model->kv_heads
+                : of_model ? r->shape[1] : op->prepare == prepare_encoder ? r->shape[3] : r->shape[0];
+    r->c = tfm_create(options);
+    r->params = r->c ? tfm_params_create(r->c) : NULL;
+    r->buffers = 1;
+    if (!r->params || op->prepare(r, 0)) return 1;
+    if (set->cold && r->bytes > 0) {
+        r->buffers = (int64_t)(COLD_BYTES / r->bytes) + 2;
+        if (r->buffers > MAX_BUFFERS) r->buffers = MAX_BUFFERS;
+        for (int64_t i = 1; i < r->buffers; i++) if (op->prepare(r, i)) return 1;
     }
-    mark = tfm_mark(r.c);
-    (void)mark;
-    if (time_calls(&r, 2) < 0) goto failed;                 /* warm: pages, caches, pool */
-    once = time_calls(&r, 1);
-    if (once < 0) goto failed;
-    calls = once > 5e-3 ? 1 : (int64_t)(5e-3 / (once > 1e-8 ? once : 1e-8)) + 1;
-    for (int i = 0; i < runs; i++) { /* peak and op in turns, so that both see the same neighbours */
-        peaks[i] = op->flop_bound ? peak_flops(tfm_isa_name(r.c), tfm_threads(r.c), 0.02)
-                                  : peak_copy((int64_t)(set_bytes * (double)r.buffers), tfm_threads(r.c), 0.02);
-        once = time_calls(&r, calls);
-        if (once < 0) goto failed;
-        ms[i] = 1e3 * once;
-    }
-    once = median(ms, runs);
-    /* The largest peak seen: an op that ran between two disturbed peak loops must not look better than the machine is. */
-    peak = 0;
-    for (int i = 0; i < runs; i++) if (peaks[i] > peak) peak = peaks[i];
-    rate = (op->flop_bound ? r.flops : r.bytes) / (once * 1e-3);
-    share = peak > 0 ? rate / peak : 0;
-    if (json) {
-        printf("{\"op\": \"%s\", \"shape\": [", op->name);
-        for (int i = 0; i < op->sizes; i++) printf("%s%lld", i ? ", " : "", (long long)r.shape[i]);
-        printf("], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", \"causal\": %s, \"cold\": %s, \"ms\": %.6f, "
-               "\"%s\": %.3f, \"peak_%s\": %.3f, \"peak_share\": %.4f}\n",
-               tfm_isa_name(r.c), tfm_threads(r.c), tfm_dtype_name(dtype), causal ? "true" : "false",
-               cold ? "true" : "false", once, op->flop_bound ? "gflops" : "gbs", rate * 1e-9,
-               op->flop_bound ? "gflops" : "gbs", peak * 1e-9, share);
-    } else {
-        char text[128] = "";
-        for (int i = 0; i < op->sizes; i++)
-            snprintf(text + strlen(text), sizeof text - strlen(text), "%s%lld", i ? "," : "", (long long)r.shape[i]);
-        printf("%-11s %-24s %-7s %2d thread%s %s%s %-4s %10.4f ms %8.1f %s  %5.1f %% of the %s\n", op->name, text,
-               tfm_isa_name(r.c), tfm_threads(r.c), tfm_threads(r.c) > 1 ? "s" : " ", tfm_dtype_name(dtype),
-               causal ? " causal" : "", cold ? "cold" : "warm", once, rate * 1e-9, op->flop_bound ? "GFLOP/s" : "GB/s",
-               100 * share, op->flop_bound ? "FMA peak" : "copy bandwidth");
-    }
-    tfm_params_destroy(r.params);
-    tfm_destroy(r.c);
-    if (op->flop_bound && share > 1.02) {
-        fprintf(stderr, "%s: a share of %.3f of the peak cannot be: measure again\n", op->name, share);
-        return 1;
-    }
+    mark = tfm_mark(r->c);
+    if (time_calls(r, 1) < 0) return 1;                 /* warm: pages, caches, pool */
+    tfm_memory_reset(r->c);
+    r->memory = -tfm_memory_usage(r->c).arena_used;
+    if (time_calls(r, 1) < 0) return 1;
+    r->memory += tfm_memory_usage(r->c).arena_peak;
+    tfm_rewind(r->c, mark);
     return 0;
-failed:
-    fprintf(stderr, "%s: %s\n", op->name, tfm_error(r.c));
-    tfm_params_destroy(r.params);
-    tfm_destroy(r.c);
-    return 1;
+}
+
+static int run_op(const bench_op *op, const bench_settings *set, const tfm_options *options) {
+    static bench_run r;
+    bench_result result;
+    int status = open_run(&r, op, set, options);
+    memset(&result, 0, sizeof result);
+    if (status == 2) return 2;
+    if (!status) status = set->serve ? serve(&r) : measure(&r, &result);
+    if (status) {
+        fprintf(stderr, "%s: %s\n", op->name, *tfm_error(r.c) ? tfm_error(r.c) : "not with these options");
+    } else if (!set->serve) {
+        print_result(&r, &result);
+        if (!strcmp(result.bound, "fma") && result.share > 1.02) {
+            fprintf(stderr, "%s: a share of %.3f of the peak cannot be: measure again\n", op->name, result.share);
+            status = 1;
+        }
+    }
+    close_run(&r);
+    return status;
+}
+
+/* ---- command line ----------------------------------------------------------------------------------------------- */
+
+static int usage(void) {
+    fprintf(stderr,
+            "usage: bench OP [--shape S] [--isa scalar|neon|avx2|avx512|each] [--threads N|each] [--dtype f32|f16|bf16]\n"
+            "             [--batch B] [--heads H] [--kv-heads K] [--causal] [--window W] [--transpose] [--cold]\n"
+            "             [--mask none|bool|bias|lengths|segments|prefix] [--model gpt2|llama] [--runs N] [--json]\n");
+    for (size_t i = 0; i < OP_COUNT; i++)
+        fprintf(stderr, "  %-14s --shape %s   (default %s)\n", ops[i].name, ops[i].shape_text,
+                ops[i].default_shape ? ops[i].default_shape : "that of --model");
+    fprintf(stderr, "  all            every op with its default shape\n");
+    return 2;
+}
+
+/* `text` with the size called "heads" in the op's shape replaced; the caller frees it. */
+static char *with_heads(const bench_op *op, const char *text, const char *heads) {
+    const char *at = strstr(op->shape_text, "heads"), *from = text;
+    char *out = (char *)malloc(strlen(text) + strlen(heads) + 1);
+    if (!out || !at) { free(out); return NULL; }
+    for (const char *p = op->shape_text; p < at && from; p++)
+        if (*p == ',') { from = strchr(from, ','); from = from ? from + 1 : NULL; }
+    if (!from) { free(out); return NULL; }
+    memcpy(out, text, (size_t)(from - text));
+    strcpy(out + (from - text), heads);
+    from = strchr(from, ',');
+    if (from) strcat(out, from);
+    return out;
+}
+
+/* Index of `value` in a list of names, -1: not there. */
+static int find_name(const char *value, const char *const *names, int count) {
+    for (int i = 0; i < count; i++) if (!strcmp(value, names[i])) return i;
+    return -1;
+}
+
+static int run_all(const char *name, const bench_settings *set, const tfm_options *options, int each_isa,
+                   int each_thread, const char *heads) {
+    static const char *const isas[] = {"avx512", "avx2", "neon", "scalar"};
+    int found = 0, status = 0;
+    for (size_t i = 0; i < OP_COUNT; i++) {
+        bench_settings own = *set;
+        const bench_op *op = &ops[i];
+        char *shape = NULL;
+        if (strcmp(name, "all") && strcmp(name, op->name)) continue;
+        found = 1;
+        if (heads) {
+            own.shape = shape = with_heads(op, set->shape ? set->shape
+                                           : op->default_shape ? op->default_shape : set->model->sizes, heads);
+            if (!shape) return usage();
+        }
+        for (int j = 0; j < (each_isa ? 4 : 1); j++) {
+            tfm_options o = *options;
+            if (each_isa) o.isa = isas[j];
+            if (each_isa && !tfm_isa_supported(o.isa)) continue;
+            for (int t = each_thread ? 1 : o.threads; ; t = 0) {
+                o.threads = t;
+                status |= run_op(op, &own, &o);
+                if (!each_thread || t == 0) break;
+            }
+        }
+        free(shape);
+    }
+    return found ? status : usage();
 }
 
 int main(int argc, char **argv) {
-    const char *shape = NULL, *name = argc > 1 ? argv[1] : "";
+    static const char *const dtypes[] = {"f32", "f16", "bf16"};
+    static const int dtype_values[] = {TFM_F32, TFM_F16, TFM_BF16};
+    const char *heads = NULL;
     tfm_options options;
-    int causal = 0, dtype = TFM_F32, runs = 9, cold = 0, json = 0, found = 0, status = 0;
+    bench_settings set;
+    int each_isa = 0, each_thread = 0;
     memset(&options, 0, sizeof options);
+    memset(&set, 0, sizeof set);
     options.threads = 1;
+    set.dtype = TFM_F32;
+    set.runs = 9;
+    set.model = &models[0];
     for (int i = 2; i < argc; i++) {
+        const struct { const char *name; int *on; } flags[] = {
+            {"--causal", &set.causal}, {"--transpose", &set.transpose}, {"--cold", &set.cold}, {"--json", &set.json},
+            {"--serve", &set.serve}};
+        const struct { const char *name; int64_t *number; } numbers[] = {
+            {"--batch", &set.batch}, {"--kv-heads", &set.kv_heads}, {"--window", &set.window}};
         const char *a = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
-        if (!strcmp(a, "--causal")) causal = 1;
-        else if (!strcmp(a, "--cold")) cold = 1;
-        else if (!strcmp(a, "--json")) json = 1;
-        else if (!value) return usage();
-        else if (!strcmp(a, "--shape")) { shape = value; i++; }
-        else if (!strcmp(a, "--isa")) { options.isa = value; i++; }
-        else if (!strcmp(a, "--threads")) { options.threads = atoi(value); i++; }
-        else if (!strcmp(a, "--runs")) { runs = atoi(value); i++; }
+        size_t f;
+        int index = 0;
+        for (f = 0; f < sizeof flags / sizeof *flags && strcmp(a, flags[f].name); f++) { }
+        if (f < sizeof flags / sizeof *flags) { *flags[f].on = 1; continue; }
+        if (!value) return usage();
+        i++;
+        for (f = 0; f < sizeof numbers / sizeof *numbers && strcmp(a, numbers[f].name); f++) { }
+        if (f < sizeof numbers / sizeof *numbers) {
+            if ((*numbers[f].number = strtoll(value, NULL, 10)) < 1) return usage();
+        } else if (!strcmp(a, "--shape")) set.shape = value;
+        else if (!strcmp(a, "--heads")) heads = value;
+        else if (!strcmp(a, "--isa")) { each_isa = !strcmp(value, "each"); options.isa = each_isa ? NULL : value; }
+        else if (!strcmp(a, "--threads")) { each_thread = !strcmp(value, "each"); options.threads = atoi(value); }
+        else if (!strcmp(a, "--runs")) set.runs = atoi(value);
+        else if (!strcmp(a, "--mask")) set.mask = index = find_name(value, mask_names, MASK_KINDS);
         else if (!strcmp(a, "--dtype")) {
-            for (dtype = TFM_F32; dtype <= TFM_BF16 && strcmp(value, tfm_dtype_name(dtype)); dtype++) { }
-            if (dtype > TFM_BF16) return usage();
-            i++;
+            index = find_name(value, dtypes, 3);
+            if (index >= 0) set.dtype = dtype_values[index];
+        } else if (!strcmp(a, "--model")) {
+            for (index = (int)MODEL_COUNT - 1; index >= 0 && strcmp(value, models[index].name); index--) { }
+            if (index >= 0) set.model = &models[index];
         } else return usage();
+        if (index < 0) return usage();
     }
-    if (runs < 1 || runs > MAX_RUNS || options.threads < 0 || options.threads > 256) return usage();
-    for (size_t i = 0; i < OP_COUNT; i++) {
-        if (strcmp(name, "all") && strcmp(name, ops[i].name)) continue;
-        found = 1;
-        status |= run_op(&ops[i], shape, &options, causal, dtype, runs, cold, json);
-    }
-    return found ? status : usage();
+    if (set.runs < 1 || set.runs > MAX_RUNS || options.threads < 0 || options.threads > 256) return usage();
+    return argc < 2 ? usage() : run_all(argv[1], &set, &options, each_isa, each_thread, heads);
 }

@@ -1,5 +1,5 @@
-/* What this machine can do at most, measured: FMA rate per instruction set and copy bandwidth, on any number of
- * threads. A benchmark states its result as a share of these, measured in the same run. */
+/* What this machine can do at most, measured: FMA rate, read bandwidth and copy bandwidth per instruction set, on any
+ * number of threads. A benchmark states its result as a share of these, measured in the same run. */
 #ifndef BENCH_PEAK_H
 #define BENCH_PEAK_H
 
@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -15,7 +16,9 @@
 #endif
 
 #define PEAK_NOINLINE __attribute__((noinline))
-#define PEAK_ROUNDS 4096 /* iterations between two looks at the clock */
+#define PEAK_ROUNDS 4096      /* iterations between two looks at the clock */
+#define PEAK_SLICES 5
+#define PEAK_BYTES (256 << 10) /* moved between two looks at the clock */
 
 static double bench_now(void) {
     struct timespec t;
@@ -87,10 +90,74 @@ static const peak_row peak_rows[] = {
     {"neon", 4, 12, peak_128_12}, {"scalar", 4, 12, peak_128_12},
 };
 
+/* Every byte of a buffer into a register, as S streams at once: one stream keeps too few cache lines on their way on
+ * some machines, many streams are beyond what the prefetcher follows on others, so the best of 1, 4 and 8 is taken.
+ * `floats` is a multiple of S x 64. */
+#define PEAK_READ(name, target, type, constraint, S)                                                             \
+    target PEAK_NOINLINE static void name(const float *data, size_t floats) {                                        \
+        size_t each = floats / (S);                                                                                  \
+        for (size_t i = 0; i < each; i += 64) {                                                                      \
+            for (int s = 0; s < (S); s++) {                                                                          \
+                const char *from = (const char *)(data + (size_t)s * each + i);                                      \
+                for (size_t b = 0; b < 256; b += sizeof(type)) {                                                     \
+                    type x;                                                                                          \
+                    memcpy(&x, from + b, sizeof x);                                                                  \
+                    __asm__ volatile("" : : constraint(x));                                                          \
+                }                                                                                                    \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+#define PEAK_READS(bits, target, type, constraint) \
+    PEAK_READ(peak_read_##bits##_1, target, type, constraint, 1) \
+    PEAK_READ(peak_read_##bits##_4, target, type, constraint, 4) \
+    PEAK_READ(peak_read_##bits##_8, target, type, constraint, 8)
+#if defined(__x86_64__) || defined(__i386__)
+PEAK_READS(512, PEAK_T512, __m512, "v")
+PEAK_READS(256, PEAK_T256, __m256, "x")
+#endif
+#if defined(__i386__)
+PEAK_READS(128, , float, "r")
+#else
+PEAK_READS(128, , peak_v4, PEAK_C4)
+#endif
+
+typedef struct peak_read_row { const char *isa; void (*run)(const float *data, size_t floats); } peak_read_row;
+#define PEAK_READ_ROWS(isa, bits) {isa, peak_read_##bits##_1}, {isa, peak_read_##bits##_4}, {isa, peak_read_##bits##_8}
+static const peak_read_row peak_read_rows[] = {
+#if defined(__x86_64__) || defined(__i386__)
+    PEAK_READ_ROWS("avx512", 512), PEAK_READ_ROWS("avx2", 256),
+#endif
+    PEAK_READ_ROWS("neon", 128), PEAK_READ_ROWS("scalar", 128),
+};
+
+/* The working set that bandwidth is measured over: `share` floats for each thread. Pages are large where the system
+ * gives them, since the limit is the machine's and not its page tables'. */
+typedef struct peak_memory { float *data; size_t share; int threads; } peak_memory;
+#define PEAK_MEMORY_MAX ((int64_t)256 << 20) /* far beyond a last-level cache: more shows nothing new */
+
+static int peak_memory_open(peak_memory *m, int64_t bytes, int threads) {
+    const size_t unit = 1024, page = (size_t)2 << 20;
+    size_t floats = (size_t)(bytes < PEAK_MEMORY_MAX ? bytes : PEAK_MEMORY_MAX) / sizeof(float);
+    void *data = NULL;
+    m->threads = threads;
+    m->share = (floats / (size_t)threads + unit - 1) / unit * unit;
+    if (m->share == 0) m->share = unit;
+    floats = (m->share * sizeof(float) * (size_t)threads + page - 1) / page * page;
+    if (posix_memalign(&data, page, floats)) return 1;
+#if defined(MADV_HUGEPAGE)
+    madvise(data, floats, MADV_HUGEPAGE);
+#endif
+    memset(data, 1, floats);
+    m->data = (float *)data;
+    return 0;
+}
+static void peak_memory_close(peak_memory *m) { free(m->data); m->data = NULL; }
+
 typedef struct peak_job {
     const peak_row *row;
+    const peak_read_row *read;
     double seconds, flops, bytes;
-    float *from, *to;
+    float *data;
     size_t floats;
 } peak_job;
 
@@ -110,13 +177,27 @@ static void *peak_fma_thread(void *arg) {
 static void *peak_copy_thread(void *arg) {
     peak_job *j = (peak_job *)arg;
     double begin = bench_now(), now;
+    size_t half = j->floats / 2 * sizeof(float);
     int64_t rounds = 0;
     do {
-        memcpy(j->to, j->from, j->floats * sizeof(float));
-        __asm__ volatile("" : : : "memory");
-        rounds++;
+        for (size_t done = 0; done < PEAK_BYTES; done += half, rounds++) {
+            memcpy((char *)j->data + half, j->data, half);
+            __asm__ volatile("" : : : "memory");
+        }
     } while ((now = bench_now()) - begin < j->seconds);
-    j->bytes = 2.0 * (double)j->floats * sizeof(float) * (double)rounds / (now - begin);
+    j->bytes = 2.0 * (double)half * (double)rounds / (now - begin);
+    return NULL;
+}
+
+static void *peak_read_thread(void *arg) {
+    peak_job *j = (peak_job *)arg;
+    double begin = bench_now(), now;
+    int64_t rounds = 0;
+    do {
+        for (size_t done = 0; done < PEAK_BYTES; done += j->floats * sizeof(float), rounds++)
+            j->read->run(j->data, j->floats);
+    } while ((now = bench_now()) - begin < j->seconds);
+    j->bytes = (double)j->floats * sizeof(float) * (double)rounds / (now - begin);
     return NULL;
 }
 
@@ -130,14 +211,16 @@ static void peak_run(void *(*body)(void *), peak_job *jobs, int threads) {
     for (int i = 0; i < made; i++) pthread_join(id[i], NULL);
 }
 
-/* FLOP/s of `isa` on `threads` threads: best of its loops, `seconds` each. */
+/* FLOP/s of `isa` on `threads` threads: best of its loops, `seconds` each, in slices: another program on the same core
+ * halves a long stretch, but hardly all of many short ones. */
 static double peak_flops(const char *isa, int threads, double seconds) {
     double best = 0;
-    for (size_t r = 0; r < sizeof peak_rows / sizeof *peak_rows; r++) {
+    for (size_t r = 0; r < PEAK_SLICES * sizeof peak_rows / sizeof *peak_rows; r++) {
+        const peak_row *row = &peak_rows[r / PEAK_SLICES];
         peak_job jobs[256] = {{0}};
         double sum = 0;
-        if (strcmp(peak_rows[r].isa, isa)) continue;
-        for (int i = 0; i < threads; i++) { jobs[i].row = &peak_rows[r]; jobs[i].seconds = seconds; }
+        if (strcmp(row->isa, isa)) continue;
+        for (int i = 0; i < threads; i++) { jobs[i].row = row; jobs[i].seconds = seconds / PEAK_SLICES; }
         peak_run(peak_fma_thread, jobs, threads);
         for (int i = 0; i < threads; i++) sum += jobs[i].flops;
         if (sum > best) best = sum;
@@ -145,23 +228,34 @@ static double peak_flops(const char *isa, int threads, double seconds) {
     return best;
 }
 
-/* Bytes per second (read + written) of memcpy over a working set of `bytes` in all, split over the threads. */
-static double peak_copy(int64_t bytes, int threads, double seconds) {
+static double peak_bandwidth(void *(*body)(void *), const peak_memory *m, const peak_read_row *read, double seconds) {
     peak_job jobs[256] = {{0}};
-    size_t floats = (size_t)(bytes / 8 / threads) + 16;
-    float *memory = (float *)calloc(2 * floats * (size_t)threads, sizeof(float));
     double sum = 0;
-    if (!memory) return 0;
-    for (int i = 0; i < threads; i++) {
+    for (int i = 0; i < m->threads; i++) {
         jobs[i].seconds = seconds;
-        jobs[i].from = memory + 2 * floats * (size_t)i;
-        jobs[i].to = jobs[i].from + floats;
-        jobs[i].floats = floats;
-        memset(jobs[i].from, 1, 2 * floats * sizeof(float));
+        jobs[i].read = read;
+        jobs[i].data = m->data + m->share * (size_t)i;
+        jobs[i].floats = m->share;
     }
-    peak_run(peak_copy_thread, jobs, threads);
-    for (int i = 0; i < threads; i++) sum += jobs[i].bytes;
-    free(memory);
+    peak_run(body, jobs, m->threads);
+    for (int i = 0; i < m->threads; i++) sum += jobs[i].bytes;
     return sum;
+}
+
+/* Bytes per second (read + written) of memcpy from one half of the working set to the other. */
+static double peak_copy(const peak_memory *m, double seconds) {
+    return peak_bandwidth(peak_copy_thread, m, NULL, seconds);
+}
+
+/* Bytes per second of reading the working set again and again: best of the loops of `isa`, `seconds` each. */
+static double peak_read(const char *isa, const peak_memory *m, double seconds) {
+    double best = 0;
+    for (size_t r = 0; r < sizeof peak_read_rows / sizeof *peak_read_rows; r++) {
+        double rate;
+        if (strcmp(peak_read_rows[r].isa, isa)) continue;
+        rate = peak_bandwidth(peak_read_thread, m, &peak_read_rows[r], seconds);
+        if (rate > best) best = rate;
+    }
+    return best;
 }
 #endif

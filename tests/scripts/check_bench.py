@@ -2,30 +2,45 @@
 """The benchmark's contract: one JSON object a line with the promised fields, for every op and instruction set, and an error for what
 it does not know. The figures themselves are not judged here."""
 import json
+import re
 import subprocess
 from report import Report
 
 BENCH = "build/bench"
 report = Report("check-bench", jobs=1)  # measurements do not like company
-SHAPES = {"matmul": "64,64,64", "linear": "32,64,48", "attention": "4,32,64,64", "softmax": "64,200", "layer_norm": "64,200",
-          "encoder": "1,16,64,4,128,2"}
+SHAPES = {"matmul": "64,64,64", "linear": "32,64,48", "attention": "4,32,64,64", "unfused": "4,32,64,64", "decode": "4,32,96",
+          "rotary": "4,32,16", "embedding": "100,64,32", "encoder": "1,16,64,4,128,2", "decoder_step": "64,4,128,2,100,16",
+          "prompt": "64,4,128,2,100,16", "create": "1", "open_mapped": "2", "open_packed": "2"}
+ROWS = "64,200"  # every other op works on rows
+FIELDS = {"op", "shape", "isa", "threads", "dtype", "ms", "peak_share", "bound", "memory_bytes"}
+BOUNDS = {"fma", "read", "copy", "none"}
 ISAS = subprocess.run(["build/test-mini/isas"], stdout=subprocess.PIPE, check=True).stdout.decode().split()
+OPS = re.findall(r"^  (\w+) +--shape", subprocess.run([BENCH], stderr=subprocess.PIPE).stderr.decode(), re.M)
 
 
-def measure(op, shape, isa, *more):
-    done = subprocess.run([BENCH, op, "--shape", shape, "--isa", isa, "--threads", "1", "--runs", "3", "--json", *more],
+def shape_of(op):
+    return SHAPES.get(op, ROWS)
+
+
+def measure(op, isa, *more):
+    done = subprocess.run([BENCH, op, "--shape", shape_of(op), "--isa", isa, "--runs", "3", "--json", *more],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
     lines = done.stdout.decode().splitlines()
-    if not lines:
-        return f"exit status {done.returncode}, prints nothing: {done.stderr.decode()[:300]}"
-    for line in lines:
-        row = json.loads(line)
-        missing = {"op", "shape", "isa", "threads", "ms", "peak_share"} - set(row)
-        if missing or not ("gflops" in row or "gbs" in row):
-            return f"misses {missing or 'gflops or gbs'}: {line}"
-        if row["op"] != op or row["isa"] != isa or not row["ms"] > 0 or not row["peak_share"] > 0:
-            return f"does not say what was measured: {line}"
-    return ""
+    if len(lines) != 1:
+        return f"exit status {done.returncode}, prints {len(lines)} lines: {done.stderr.decode()[:300]}"
+    row = json.loads(lines[0])
+    if FIELDS - set(row) or not ("gflops" in row or "gbs" in row):
+        return f"misses {FIELDS - set(row) or 'gflops or gbs'}: {lines[0]}"
+    if row["op"] != op or row["isa"] != isa or not row["ms"] > 0 or row["bound"] not in BOUNDS:
+        return f"does not say what was measured: {lines[0]}"
+    return "" if row["peak_share"] > 0 or row["bound"] == "none" else f"no share: {lines[0]}"
+
+
+def serves():
+    """What comparisons rely on: "ready", then one number for each line."""
+    done = subprocess.run([BENCH, "matmul", "--shape", "64,64,64", "--serve"], input=b"run\nrun\n", stdout=subprocess.PIPE, timeout=60)
+    first, *times = done.stdout.decode().split()
+    return "" if first == "ready" and len(times) == 2 and all(float(t) > 0 for t in times) else repr(done.stdout)
 
 
 def refuses(*arguments):
@@ -33,11 +48,25 @@ def refuses(*arguments):
     return "" if done.returncode and done.stderr.strip() else f"{arguments}: exit status {done.returncode}, {done.stderr!r}"
 
 
+if set(SHAPES) - set(OPS):
+    report.attempt("the ops that are checked exist", lambda: f"no {set(SHAPES) - set(OPS)}")
 for isa in ISAS:
-    for op, shape in SHAPES.items():
-        report.attempt(f"{op} on {isa}", measure, op, shape, isa)
-report.attempt("causal attention", measure, "attention", SHAPES["attention"], ISAS[-1], "--causal")
+    for op in OPS:
+        report.attempt(f"{op} on {isa}", measure, op, isa)
+BEST = ISAS[-1]
+for name, op, *options in (("causal attention", "attention", "--causal"), ("grouped heads", "attention", "--kv-heads", "2"),
+                           ("window", "attention", "--window", "8", "--batch", "2"), ("more heads", "attention", "--heads", "8"),
+                           ("causal formula", "unfused", "--causal"), ("grouped decoding", "decode", "--kv-heads", "2", "--dtype", "f16"),
+                           ("cold operands", "matmul", "--cold", "--transpose"), ("llama", "decoder_step", "--model", "llama", "--kv-heads", "2"),
+                           ("bf16 weights", "linear", "--dtype", "bf16"), ("all threads", "matmul", "--threads", "0")):
+    report.attempt(name, measure, op, BEST, *options)
+for mask in ("bool", "bias", "lengths", "segments", "prefix"):
+    report.attempt(f"mask {mask}", measure, "attention", BEST, "--mask", mask)
+report.attempt("serving", serves)
 report.attempt("unknown instruction set", refuses, "matmul", "--isa", "doesnotexist")
 report.attempt("unknown op", refuses, "doesnotexist")
 report.attempt("bad shape", refuses, "matmul", "--shape", "1,x,3")
+report.attempt("missing size", refuses, "matmul", "--shape", "1,3")
+report.attempt("unknown mask", refuses, "attention", "--mask", "doesnotexist")
+report.attempt("heads of what has none", refuses, "softmax", "--heads", "2")
 report.finish()

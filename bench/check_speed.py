@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""A gate on speed, under 90 s: shares of the measured peak must not fall below a floor, and fused attention must not be slower
+than the formula written with the library's own products and softmax. Timings are noisy, so a case passes when one of several
+tries does; the floors are a share of what was measured on an AMD Zen 4 core. `make check-speed`, best pinned: taskset -c 1.
+
+  bench/check_speed.py [--measure] [--only attention]
+
+--measure prints the table FLOORS with what this machine reaches now. SPEED_SLACK=0.9 lowers all floors by a tenth."""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+sys.dont_write_bytecode = True  # nothing is made beside the sources
+from peers import Program
+
+TRIES = 4
+MEASURED = {"fma": 0.85, "copy": 0.8, "read": 0.7}  # floor / measured: neighbours share the memory, not the arithmetic
+GRID_SLACK = 1.3  # a handful of keys: the fused kernel has more to set up than the formula
+SLACK = float(os.environ.get("SPEED_SLACK", "1"))
+# (op, shape, options): least share of the bound on each instruction set
+FLOORS = [
+    ("matmul", "64,64,64", "", {"avx512": 0.735, "avx2": 0.73}),
+    ("matmul", "128,128,128", "", {"avx512": 0.749, "avx2": 0.728, "scalar": 0.483}),
+    ("matmul", "512,512,512", "", {"avx512": 0.721, "avx2": 0.668}),
+    ("matmul", "333,517,771", "", {"avx512": 0.623, "avx2": 0.645}),
+    ("matmul", "1,4096,4096", "", {"avx512": 0.209, "avx2": 0.185}),
+    ("linear", "512,768,768", "", {"avx512": 0.764, "avx2": 0.742}),
+    ("linear", "128,3072,768", "", {"avx512": 0.705, "avx2": 0.675}),
+    ("linear", "16,768,768", "", {"avx512": 0.804, "avx2": 0.731, "scalar": 0.504}),
+    ("linear", "8,4096,4096", "", {"avx512": 0.505, "avx2": 0.236}),
+    ("linear", "1,4096,4096", "", {"avx512": 0.504, "avx2": 0.34}),
+    ("linear", "1,4096,4096", "--dtype f16", {"avx512": 0.259, "avx2": 0.232}),
+    ("linear", "128,768,768", "--dtype bf16", {"avx512": 0.728, "avx2": 0.771}),
+    ("attention", "12,64,128,128", "", {"avx512": 0.606, "avx2": 0.55, "scalar": 0.141}),
+    ("attention", "12,64,512,512", "", {"avx512": 0.625, "avx2": 0.58}),
+    ("attention", "12,64,512,512", "--causal", {"avx512": 0.514, "avx2": 0.473}),
+    ("attention", "4,128,1024,1024", "--causal --window 256", {"avx512": 0.45, "avx2": 0.415}),
+    ("attention", "12,64,512,512", "--mask bool", {"avx512": 0.374, "avx2": 0.343}),
+    ("attention", "12,64,512,512", "--mask bias", {"avx512": 0.552, "avx2": 0.505}),
+    ("decode", "12,64,1024", "", {"avx512": 0.41, "avx2": 0.394}),
+    ("decode", "32,128,2048", "--kv-heads 4", {"avx512": 0.476, "avx2": 0.417}),
+    ("decode", "32,128,2048", "--dtype f16", {"avx512": 0.117, "avx2": 0.103}),
+    ("softmax", "1024,768", "", {"avx512": 0.197, "avx2": 0.115, "scalar": 0.003}),
+    ("layer_norm", "1024,768", "", {"avx512": 0.303, "avx2": 0.261}),
+    ("rms_norm", "1024,768", "", {"avx512": 0.352, "avx2": 0.233}),
+    ("add_layer_norm", "1024,768", "", {"avx512": 0.36, "avx2": 0.329}),
+    ("gelu", "1024,768", "", {"avx512": 0.111, "avx2": 0.066}),
+    ("gelu_tanh", "1024,768", "", {"avx512": 0.176, "avx2": 0.104}),
+    ("silu", "1024,768", "", {"avx512": 0.228, "avx2": 0.129}),
+    ("tanh", "1024,768", "", {"avx512": 0.164, "avx2": 0.094}),
+    ("exp", "1024,768", "", {"avx512": 0.372, "avx2": 0.196}),
+    ("add", "1024,768", "", {"avx512": 0.621, "avx2": 0.675}),
+    ("swiglu", "1024,768", "", {"avx512": 0.316, "avx2": 0.174}),
+    ("rotary", "12,512,64", "", {"avx512": 0.087, "avx2": 0.083}),
+    ("embedding", "30522,768,512", "", {"avx512": 0.613, "avx2": 0.576}),
+    ("encoder", "1,128,768,12,3072,1", "", {"avx512": 0.695, "avx2": 0.644}),
+    ("decoder_step", "768,12,3072,2,1000,128", "", {"avx512": 0.377, "avx2": 0.334}),
+    ("prompt", "768,12,3072,2,1000,128", "", {"avx512": 0.689, "avx2": 0.647}),
+]
+LENGTHS = (1, 7, 64, 512, 4096)
+GRID = [(heads, size, queries, keys, causal) for heads in (1, 8) for size in (64, 128) for queries in LENGTHS for keys in LENGTHS
+        for causal in (False, True) if heads * queries * keys <= 4096 * 4096 and not (causal and (queries != keys or size != 64))]
+
+
+def share(op, shape, options, isa):
+    done = subprocess.run(["build/bench", op, "--shape", shape, "--isa", isa, "--runs", "5", "--json", *options.split()],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    row = json.loads(done.stdout) if done.stdout and done.returncode == 0 else {"peak_share": 0.0, "bound": "fma"}
+    return row["peak_share"], row["bound"]
+
+
+def measure(wanted):
+    print("FLOORS = [")
+    for op, shape, options, floors in FLOORS:
+        if not wanted or op in wanted:
+            shares = {isa: sorted(share(op, shape, options, isa) for _ in range(3))[1] for isa in floors}
+            new = {isa: round(MEASURED[bound] * value, 3) for isa, (value, bound) in shares.items()}
+            print(f"    {json.dumps([op, shape, options, new]).replace('[', '(').replace(']', ')')},", flush=True)
+    print("]")
+
+
+def too_slow(op, shape, options, isa, floor):
+    best = 0.0
+    for _ in range(TRIES):
+        best = max(best, share(op, shape, options, isa)[0])
+        if best >= floor:
+            return ""
+    return f"{op} {shape} {options} on {isa}: {100 * best:.1f} % of its bound, at least {100 * floor:.1f} % is wanted"
+
+
+def fused_over_formula(asked):
+    programs = [Program(op, ["build/bench", op, *asked], 1) for op in ("attention", "unfused")]
+    runs = all([p.ready() for p in programs])
+    for p in programs * 3 if runs else []:
+        p.run()
+    for p in programs:
+        p.close()
+    return statistics.median(a / b for a, b in zip(programs[0].ms, programs[1].ms)) if runs else float("inf")
+
+
+def fused_is_slower(heads, size, queries, keys, causal):
+    asked = ["--shape", f"{heads},{size},{queries},{keys}"] + ["--causal"] * causal
+    best = float("inf")
+    for _ in range(TRIES):  # each in new processes: where the operands lie in memory matters too
+        best = min(best, fused_over_formula(asked))
+        if best <= GRID_SLACK:
+            return ""
+    return f"attention {' '.join(asked)}: {best:.2f} times the time of the formula"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    wanted = arguments.only.split(",") if arguments.only else []
+    if arguments.measure:
+        measure(wanted)
+        return
+    begin = time.time()
+    supported = {isa for isa in ("scalar", "neon", "avx2", "avx512")
+                 if subprocess.run(["build/bench", "create", "--isa", isa, "--runs", "1"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL).returncode == 0}
+    cases = [(too_slow, (op, shape, options, isa, floor * SLACK)) for op, shape, options, floors in FLOORS
+             for isa, floor in floors.items() if not wanted or op in wanted]
+    cases += [(fused_is_slower, case) for case in GRID if not wanted or "unfused" in wanted]
+    skipped = sum(function is too_slow and case[3] not in supported for function, case in cases)
+    cases = [(function, case) for function, case in cases if function is not too_slow or case[3] in supported]
+    failed = [(function, case) for function, case in cases if function(*case)]
+    failures = list(filter(None, (function(*case) for function, case in failed)))  # again: a neighbour's burst has ended by now
+    passed = len(cases) - len(failures)
+    for wrong in failures:
+        print("  FAIL " + wrong)
+    print(f"check-speed: {passed} passed, {len(failures)} failed, {skipped} skipped  ({time.time() - begin:.0f} s)")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
