@@ -157,6 +157,32 @@ Test(view, geometry_of_each_kind) {
     tfm_destroy(c);
 }
 
+/* Sizes around the blocks that such copies go by, in each order of three dims. */
+Test(views, a_transposed_copy_has_every_element_in_its_place) {
+    static const int64_t order[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    static const int64_t sizes[4][3] = {{3, 65, 17}, {16, 2, 64}, {70, 33, 1}, {18, 19, 20}};
+    tfm_ctx *c = tfm_create(NULL);
+    int dtype, s, o;
+    for (dtype = 0; dtype < TFM_DTYPE_COUNT; dtype++)
+        for (s = 0; s < 4; s++)
+            for (o = 0; o < 6; o++) {
+                tfm_marker mark = tfm_mark(c);
+                const int64_t n = sizes[s][0] * sizes[s][1] * sizes[s][2];
+                tfm_tensor *count = tfm_arange(c, TFM_I64, 0, (double)n, 1);
+                tfm_tensor *x = tfm_cast(c, tfm_reshape(c, count, tfm_shape_of(3, sizes[s])), dtype);
+                tfm_tensor *v = tfm_permute(c, x, tfm_shape_of(3, order[o])), *y = tfm_contiguous(c, v);
+                int64_t at[3];
+                cr_assert_not_null(y, "%s", tfm_error(c));
+                for (at[0] = 0; at[0] < y->shape[0]; at[0]++)
+                    for (at[1] = 0; at[1] < y->shape[1]; at[1]++)
+                        for (at[2] = 0; at[2] < y->shape[2]; at[2]++)
+                            cr_assert(tfm_get(y, at) == tfm_get(v, at), "%s, sizes %d, order %d: (%d, %d, %d)",
+                                      tfm_dtype_name(dtype), s, o, (int)at[0], (int)at[1], (int)at[2]);
+                tfm_rewind(c, mark);
+            }
+    tfm_destroy(c);
+}
+
 Test(view, reshape_is_a_view_where_strides_allow_it) {
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_zeros(c, TFM_SHAPE(4, 6, 5)), *cut = tfm_narrow(c, t, 1, 0, 2);
