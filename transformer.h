@@ -2873,6 +2873,8 @@ struct tfm__kernels {
     /* attention: scores = Q K^T, the caller's mask on them, then weights and output of the block */
     /* fills scores[rows][keys]; columns up to the next multiple of 16 are written too */
     void (*attn_scores)(tfm__attn_tile *t);
+    /* score := -inf where keep is 0, for a row of scores; both have room for whole vectors */
+    void (*attn_keep)(float *score, const unsigned char *keep, int64_t keys);
     /* scores -> max, exp(score - max) in place, sum, out = weights * V; skips masked keys exactly */
     void (*attn_reduce)(tfm__attn_tile *t);
     /* (max, sum, out) of rows += another part (later keys): the one merging formula */
@@ -3052,6 +3054,7 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_mask_or TFM__FN(v_mask_or)
 #define v_mask_not TFM__FN(v_mask_not)
 #define v_mask_n TFM__FN(v_mask_n)              /* the first n lanes */
+#define v_mask_u8 TFM__FN(v_mask_u8)            /* lanes whose byte is not 0 */
 #define v_select TFM__FN(v_select)              /* a where the mask is set, else b */
 #define v_any TFM__FN(v_any)
 #define v_all TFM__FN(v_all)
@@ -3096,6 +3099,10 @@ typedef __m512i tfm__i;
 typedef __mmask16 tfm__m;
 
 TFM__ALWAYS_INLINE tfm__m v_mask_n(int64_t n) { return (tfm__m)((1u << n) - 1u); }
+TFM__ALWAYS_INLINE tfm__m v_mask_u8(const unsigned char *p) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
 TFM__ALWAYS_INLINE tfm__v v_zero(void) { return _mm512_setzero_ps(); }
 TFM__ALWAYS_INLINE tfm__v v_set1(float x) { return _mm512_set1_ps(x); }
 TFM__ALWAYS_INLINE tfm__v v_iota(void) {
@@ -3201,6 +3208,10 @@ TFM__ALWAYS_INLINE __m256i TFM__FN(lanes_n)(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 TFM__ALWAYS_INLINE tfm__m v_mask_n(int64_t n) { return _mm256_castsi256_ps(TFM__FN(lanes_n)(n)); }
+TFM__ALWAYS_INLINE tfm__m v_mask_u8(const unsigned char *p) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(wide, _mm256_setzero_si256()));
+}
 TFM__ALWAYS_INLINE tfm__v v_zero(void) { return _mm256_setzero_ps(); }
 TFM__ALWAYS_INLINE tfm__v v_set1(float x) { return _mm256_set1_ps(x); }
 TFM__ALWAYS_INLINE tfm__v v_iota(void) { return _mm256_setr_ps(0.0f, 1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f, 7.0f); }
@@ -3397,6 +3408,10 @@ TFM__ALWAYS_INLINE tfm__v vi_as_v(tfm__i a) { return vreinterpretq_f32_s32(a); }
 TFM__ALWAYS_INLINE tfm__m v_mask_n(int64_t n) {
     const int32_t lanes[4] = {0, 1, 2, 3};
     return vcgtq_s32(vdupq_n_s32((int32_t)n), vld1q_s32(lanes));
+}
+TFM__ALWAYS_INLINE tfm__m v_mask_u8(const unsigned char *p) {
+    const uint32_t lanes[4] = {p[0], p[1], p[2], p[3]};
+    return vtstq_u32(vld1q_u32(lanes), vdupq_n_u32(255));
 }
 TFM__ALWAYS_INLINE tfm__m v_mask_and(tfm__m a, tfm__m b) { return vandq_u32(a, b); }
 TFM__ALWAYS_INLINE tfm__m v_mask_or(tfm__m a, tfm__m b) { return vorrq_u32(a, b); }
@@ -3605,6 +3620,12 @@ TFM__ALWAYS_INLINE tfm__m v_mask_n(int64_t n) {
     tfm__m r;
     r.e[0] = n > 0 ? 0xffffffffu : 0u; r.e[1] = n > 1 ? 0xffffffffu : 0u;
     r.e[2] = n > 2 ? 0xffffffffu : 0u; r.e[3] = n > 3 ? 0xffffffffu : 0u;
+    return r;
+}
+TFM__ALWAYS_INLINE tfm__m v_mask_u8(const unsigned char *p) {
+    tfm__m r;
+    r.e[0] = 0u - (uint32_t)(p[0] != 0); r.e[1] = 0u - (uint32_t)(p[1] != 0);
+    r.e[2] = 0u - (uint32_t)(p[2] != 0); r.e[3] = 0u - (uint32_t)(p[3] != 0);
     return r;
 }
 TFM__ALWAYS_INLINE int v_any(tfm__m a) { return (a.e[0] | a.e[1] | a.e[2] | a.e[3]) != 0; }
@@ -4866,6 +4887,14 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     if (g.rows > 0 && g.cols > 0) TFM__FN(gemm)(&g);
 }
 
+/* score := -inf where keep is 0. Both have room for whole vectors. */
+static void TFM__FN(attn_keep)(float *score, const unsigned char *keep, int64_t keys) {
+    const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u));
+    for (int64_t i = 0; i < keys; i += TFM__W) {
+        v_store(score + i, v_select(v_mask_u8(keep + i), v_load(score + i), minus_inf));
+    }
+}
+
 /* Maximum of a row's scores. Sets the last vector's columns past `keys` to -inf. *masked: some key's score is -inf. */
 TFM__NOINLINE float TFM__FN(attn_max)(float *score, int64_t keys, int *masked) {
     const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u));
@@ -5039,7 +5068,7 @@ static const tfm__kernels TFM__FN(kernels) = {
     TFM__FN(gemm), TFM__FN(pack_panels), TFM__FN(pack_strips), TFM__FN(transpose),
     TFM__FN(load), TFM__FN(store), TFM__FN(unary), TFM__FN(binary), TFM__FN(fma_scalar), TFM__FN(reduce), TFM__FN(glu),
     TFM__FN(softmax), TFM__FN(logsumexp), TFM__FN(norm), TFM__FN(rotary), TFM__FN(dot),
-    TFM__FN(attn_scores), TFM__FN(attn_reduce), TFM__FN(attn_merge)
+    TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_reduce), TFM__FN(attn_merge)
 };
 
 /* What differs from pass to pass, or is too short a name to leave behind. */
@@ -5084,6 +5113,7 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_mask_or
 #undef v_mask_not
 #undef v_mask_n
+#undef v_mask_u8
 #undef v_select
 #undef v_any
 #undef v_all
@@ -10900,8 +10930,8 @@ static void tfm__mask_fill(float *score, int64_t begin, int64_t end) {
 }
 
 /* The boolean parts: -inf where a row does not attend, whatever stood there. */
-static void tfm__mask_cut(const tfm__mask_tile *t, float *scores) {
-    int64_t r, j;
+static void tfm__mask_cut(const struct tfm__kernels *k, const tfm__mask_tile *t, float *scores) {
+    int64_t r;
     for (r = 0; r < t->rows; ++r) {
         float *const score = scores + r * TFM__BLOCK_KEYS;
         const unsigned char *const allowed = t->allowed + r * TFM__BLOCK_KEYS;
@@ -10910,10 +10940,7 @@ static void tfm__mask_cut(const tfm__mask_tile *t, float *scores) {
             : tfm__max64(low, tfm__min64(t->high[r] - t->key, t->keys));
         tfm__mask_fill(score, 0, low);
         tfm__mask_fill(score, high, t->keys);
-        for (j = low; t->state[r] == TFM__TILE_MIXED && j < high; ++j) {
-            const uint32_t keep = 0u - allowed[j]; /* without a branch: masks may be random */
-            score[j] = tfm__bits_float((tfm__float_bits(score[j]) & keep) | (0xff800000u & ~keep));
-        }
+        if (t->state[r] == TFM__TILE_MIXED) k->attn_keep(score, allowed, t->keys);
     }
 }
 
@@ -10923,7 +10950,7 @@ static void tfm__mask_scores(const tfm__masking *m, tfm__mask_tile *t, int64_t k
     int64_t r;
     if (class_ == TFM__TILE_EMPTY) t->keys = 0;
     if (class_ != TFM__TILE_EMPTY) tfm__mask_add(m, t, scores);
-    if (class_ == TFM__TILE_MIXED) tfm__mask_cut(t, scores);
+    if (class_ == TFM__TILE_MIXED) tfm__mask_cut(m->k, t, scores);
     for (r = 0; r < t->rows; ++r) tfm__mask_fill(scores + r * TFM__BLOCK_KEYS, t->keys, count);
 }
 
@@ -11301,7 +11328,7 @@ static void tfm__attn_block(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     tfm__attn_score(a, lane, x, x->mask.keys, &t);
     tfm__attn_softcap(a, &t);
     tfm__mask_add(&a->mask, &x->mask, lane->scores);
-    if (state == TFM__TILE_MIXED) tfm__mask_cut(&x->mask, lane->scores);
+    if (state == TFM__TILE_MIXED) tfm__mask_cut(a->k, &x->mask, lane->scores);
     if (a->dropout > 0.0f) {
         tfm__attn_reduce_dropped(a, &x->mask, lane, &t);
     } else {
