@@ -2894,8 +2894,7 @@ typedef struct tfm__tile {
     float *c;
     int64_t c_row;
     int accumulate;
-    const char *next;          /* NULL, or fetched into L2: 16 elements at next + i * next_panel each k for panel */
-    int64_t next_panel, next_step;     /* i, next_step bytes further each time */
+    const char *next;          /* NULL, or what is fetched into L2 meanwhile: as many bytes as the tile reads of B */
 } tfm__tile;
 
 /* Bits of 2/pi behind the binary point, after 32 zeros. */
@@ -4401,21 +4400,21 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
  * of a read without); or what is read after the product into L2: a decoder's keys and values come in pieces too short
  * for the hardware to see where they go on (0.5 of the bandwidth without, 0.9 with). Both at once are slower. */
 #define TFM__NEAR(i) v_prefetch((const char *)(b[i] + k) + 2048);
-#define TFM__FETCH_NEAR(V) \
+#define TFM__FETCH_NEAR(V, type) \
     TFM__NEAR(0) \
     if ((V) * TFM__W > 16) { TFM__NEAR(1) } \
     if ((V) * TFM__W > 32) { TFM__NEAR(2) } \
     if ((V) * TFM__W > 48) { TFM__NEAR(3) }
-#define TFM__FETCH_NEXT(V) \
+#define TFM__FETCH_NEXT(V, type) \
     v_prefetch_l2(next); \
-    if ((V) * TFM__W > 16) v_prefetch_l2(next + next_panel); \
-    if ((V) * TFM__W > 32) v_prefetch_l2(next + 2 * next_panel); \
-    if ((V) * TFM__W > 48) v_prefetch_l2(next + 3 * next_panel); \
-    next += next_step;
-#define TFM__FETCH_NONE(V)
-#define TFM__LOOP(R, V, body, load, fetch) \
+    if ((V) * TFM__W * (int)sizeof(type) > 64) v_prefetch_l2(next + 64); \
+    if ((V) * TFM__W * (int)sizeof(type) > 128) v_prefetch_l2(next + 128); \
+    if ((V) * TFM__W * (int)sizeof(type) > 192) v_prefetch_l2(next + 192); \
+    next += (V) * TFM__W * (int)sizeof(type);
+#define TFM__FETCH_NONE(V, type)
+#define TFM__LOOP(R, V, body, type, load, fetch) \
     for (; left > 0; left--) { \
-        TFM__FETCH_##fetch(V) \
+        TFM__FETCH_##fetch(V, type) \
         TFM__BODY_##body(R, V, load) \
         a[0] += a_step; \
         if ((R) > 3) a[1] += a_step; \
@@ -4423,14 +4422,13 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         if ((R) > 9) a[3] += a_step; \
         k += b_row; \
     }
-#define TFM__LOOPS_FEW(R, V, body, load) \
+#define TFM__LOOPS_FEW(R, V, body, type, load) \
     if (t->next) { \
         const char *next = t->next; \
-        const int64_t next_panel = t->next_panel, next_step = t->next_step; \
-        TFM__LOOP(R, V, body, load, NEXT) \
+        TFM__LOOP(R, V, body, type, load, NEXT) \
     } \
-    TFM__LOOP(R, V, body, load, NEAR)
-#define TFM__LOOPS_MANY(R, V, body, load) TFM__LOOP(R, V, body, load, NONE)
+    TFM__LOOP(R, V, body, type, load, NEAR)
+#define TFM__LOOPS_MANY(R, V, body, type, load) TFM__LOOP(R, V, body, type, load, NONE)
 
 /* The function tile_RxV_dtype: R rows, V vectors. */
 #define TFM__TILE(R, V, body, rows, dtype, type, load) \
@@ -4452,7 +4450,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         if (t->accumulate) { \
             TFM__ROWS##R(TFM__ROW_LOAD, V) \
         } \
-        TFM__LOOPS_##rows(R, V, body, load) \
+        TFM__LOOPS_##rows(R, V, body, type, load) \
         TFM__ROWS##R(TFM__ROW_STORE, V) \
     }
 #define TFM__TILES(R, V, body, rows) \
@@ -4597,8 +4595,6 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
     tile.a_row = strips ? 1 : g->a_row;
     tile.a_step = g->a_col;
     tile.c_row = g->c_row;
-    tile.next_step = size * TFM__PANEL;
-    tile.next_panel = tile.next_step * g->depth;
     for (col = 0; col < g->cols; col += width) {
         const int64_t cols = tfm__min64(width, g->cols - col);
         const int padded = (g->b_row != TFM__PANEL || g->b_panel == TFM__PANEL) && cols < width;
@@ -4614,7 +4610,7 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
                 tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
                 if (padded) tile.b[p] = panel + p * TFM__PANEL;
             }
-            tile.next = g->next ? (const char *)g->next + col / TFM__PANEL * tile.next_panel : NULL;
+            tile.next = g->next ? (const char *)g->next + col * g->depth * size : NULL;
             for (i = 0; i < count; i++) {
                 const int64_t begin = first + TFM__FN(strip_begin)(rows, count, i);
                 const int64_t height = first + TFM__FN(strip_begin)(rows, count, i + 1) - begin;
