@@ -4342,22 +4342,25 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 /* Cache blocks: block_m x block_k of A and a few panels of B stay in L2. Deep blocks, so that C is seldom visited. */
 #if TFM__PASS == TFM__AVX512
 #define TFM__TILE_ROWS 12
+#define TFM__EDGE_COLS 1     /* vectors of a panel */
 #define TFM__BLOCK_K 768
 #define TFM__BLOCK_M 144
 #elif TFM__PASS == TFM__AVX2
 #define TFM__TILE_ROWS 6
+#define TFM__EDGE_COLS 2
 #define TFM__BLOCK_K 768
 #define TFM__BLOCK_M 144
 #elif TFM__PASS == TFM__NEON
 #define TFM__TILE_ROWS 6
+#define TFM__EDGE_COLS 4
 #define TFM__BLOCK_K 256
 #define TFM__BLOCK_M 192
 #else
 #define TFM__TILE_ROWS 4
+#define TFM__EDGE_COLS 4
 #define TFM__BLOCK_K 256
 #define TFM__BLOCK_M 128
 #endif
-#define TFM__TILE_COLS 64     /* at most, of any tile */
 
 /* f(row, v) for the first R rows; f(row, 0..V-1) for the first V vectors */
 #define TFM__ROWS1(f, V) f(0, V)
@@ -4372,6 +4375,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__ROWS10(f, V) TFM__ROWS9(f, V) f(9, V)
 #define TFM__ROWS11(f, V) TFM__ROWS10(f, V) f(10, V)
 #define TFM__ROWS12(f, V) TFM__ROWS11(f, V) f(11, V)
+#define TFM__COLS1(f, r) f(r, 0)
 #define TFM__COLS2(f, r) f(r, 0) f(r, 1)
 #define TFM__COLS4(f, r) TFM__COLS2(f, r) f(r, 2) f(r, 3)
 #define TFM__COLS8(f, r) TFM__COLS4(f, r) f(r, 4) f(r, 5) f(r, 6) f(r, 7)
@@ -4487,6 +4491,59 @@ TFM__TILE_LIST(TFM__TILES)
 #pragma GCC pop_options
 #endif
 
+/* Up to 4 rows of one panel, up to `cols` columns; whole: B may be read past them. */
+#define TFM__EDGE_FETCH(r, v) if ((r) < rows && (v) * TFM__W < cols) \
+    c##r##_##v = TFM__FN(get)(c + (r) * c_row + (v) * TFM__W, cols - (v) * TFM__W);
+#define TFM__EDGE_PUT(r, v) if ((r) < rows && (v) * TFM__W < cols) \
+    TFM__FN(put)(c + (r) * c_row + (v) * TFM__W, c##r##_##v, cols - (v) * TFM__W);
+#define TFM__EDGE_ROW_FETCH(r, V) TFM__COLS##V(TFM__EDGE_FETCH, r)
+#define TFM__EDGE_ROW_PUT(r, V) TFM__COLS##V(TFM__EDGE_PUT, r)
+#define TFM__EDGE_STEPS(V, step, load) TFM__EDGE_STEPS_(V, step, load)
+#define TFM__EDGE_STEPS_(V, step, load) TFM__COLS##V(step, load)
+#define TFM__EDGE_STEP(loaded, v) { \
+    const tfm__v y = loaded; \
+    c0_##v = v_fma(x0, y, c0_##v); \
+    c1_##v = v_fma(x1, y, c1_##v); \
+    c2_##v = v_fma(x2, y, c2_##v); \
+    c3_##v = v_fma(x3, y, c3_##v); }
+#define TFM__EDGE_WHOLE(load, v) TFM__EDGE_STEP(load(b + (v) * TFM__W), v)
+#define TFM__EDGE_PART(loadn, v) \
+    TFM__EDGE_STEP(loadn(b + (v) * TFM__W, tfm__max64(0, tfm__min64(TFM__W, cols - (v) * TFM__W))), v)
+#define TFM__EDGE_LOOP(step, load) \
+    for (k = t->depth; k > 0; k--) { \
+        const tfm__v x0 = v_set1(*a0), x1 = v_set1(*a1), x2 = v_set1(*a2), x3 = v_set1(*a3); \
+        TFM__EDGE_STEPS(TFM__EDGE_COLS, step, load) \
+        a0 += t->a_step; \
+        a1 += t->a_step; \
+        a2 += t->a_step; \
+        a3 += t->a_step; \
+        b += t->b_row; \
+    }
+#define TFM__EDGE(dtype, type, load, loadn) \
+    TFM__NOINLINE void TFM__FN(edge_##dtype)(const tfm__tile *t, int64_t rows, int64_t cols, int whole) { \
+        const float *a0 = t->a, *a1 = a0 + (rows > 1 ? t->a_row : 0), *a2 = a1 + (rows > 2 ? t->a_row : 0); \
+        const float *a3 = a2 + (rows > 3 ? t->a_row : 0); \
+        const type *b = (const type *)t->b[0]; \
+        float *const c = t->c; \
+        const int64_t c_row = t->c_row; \
+        int64_t k; \
+        TFM__ROWS4(TFM__ROW_DECLARE, TFM__EDGE_COLS) \
+        if (t->accumulate) { \
+            TFM__ROWS4(TFM__EDGE_ROW_FETCH, TFM__EDGE_COLS) \
+        } \
+        if (whole || cols == TFM__PANEL) { \
+            TFM__EDGE_LOOP(TFM__EDGE_WHOLE, load) \
+        } else { \
+            TFM__EDGE_LOOP(TFM__EDGE_PART, loadn) \
+        } \
+        TFM__ROWS4(TFM__EDGE_ROW_PUT, TFM__EDGE_COLS) \
+    }
+TFM__EDGE(f32, float, v_load, v_loadn)
+TFM__EDGE(f16, uint16_t, v_load_h, v_loadn_h)
+TFM__EDGE(bf16, uint16_t, v_load_b, v_loadn_b)
+static void (*const TFM__FN(edges)[3])(const tfm__tile *t, int64_t rows, int64_t cols, int whole) = {
+    TFM__FN(edge_f32), TFM__FN(edge_f16), TFM__FN(edge_bf16)};
+
 typedef struct TFM__FN(tile_kind) {
     int64_t cols;
     void (*run[3])(const tfm__tile *t);       /* by dtype of B: TFM_F32, TFM_F16, TFM_BF16 are 0, 1, 2 */
@@ -4546,40 +4603,17 @@ TFM__ALWAYS_INLINE int64_t TFM__FN(strip_begin)(int64_t rows, int64_t count, int
     return i * (rows / count) + tfm__min64(i, rows % count);
 }
 
-/* The tile's product into a small C of its own, of which the first cols columns are real. */
-static void TFM__FN(gemm_edge)(void (*run)(const tfm__tile *t), tfm__tile tile, int64_t rows, int64_t cols) {
-    float part[TFM__TILE_ROWS * TFM__TILE_COLS];
-    float *c = tile.c;
-    const int64_t c_row = tile.c_row;
+/* What is left of the columns from col on, where no tile fits: its panels, four rows at a time. */
+static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_t rows, int64_t col, int64_t cols) {
+    const int whole = g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col % TFM__PANEL == 0;
+    tfm__tile part = *tile;
     int64_t r, j;
-    tile.c = part;
-    tile.c_row = TFM__TILE_COLS;
-    if (tile.accumulate) {
-        memset(part, 0, sizeof part);
-        for (r = 0; r < rows; r++) {
-            for (j = 0; j < cols; j += TFM__W) {
-                v_store(part + r * TFM__TILE_COLS + j, TFM__FN(get)(c + r * c_row + j, cols - j));
-            }
-        }
-    }
-    run(&tile);
-    for (r = 0; r < rows; r++) {
-        for (j = 0; j < cols; j += TFM__W) {
-            TFM__FN(put)(c + r * c_row + j, v_load(part + r * TFM__TILE_COLS + j), cols - j);
-        }
-    }
-}
-
-/* The last, partial columns of a B whose rows must not be read past them: pieces of B go through a zero padded copy. */
-#define TFM__EDGE_DEPTH 32
-static void TFM__FN(edge_panel)(float *panel, int64_t width, const tfm__gemm *g, int64_t col, int64_t cols,
-                                int64_t first, int64_t depth) {
-    int64_t k, j;
-    for (k = 0; k < depth; k++) {
-        for (j = 0; j < width; j += TFM__W) {
-            const int64_t at = ((col + j) / TFM__PANEL) * g->b_panel + (col + j) % TFM__PANEL + (first + k) * g->b_row;
-            const int64_t n = tfm__min64(cols - j, TFM__W);
-            v_store(panel + k * TFM__TILE_COLS + j, n > 0 ? TFM__FN(widen)(g->b, g->b_dtype, at, n) : v_zero());
+    for (j = 0; j < cols; j += TFM__PANEL) {
+        part.b[0] = tile->b[j / TFM__PANEL];
+        for (r = 0; r < rows; r += 4) {
+            part.a = tile->a + r * tile->a_row;
+            part.c = tile->c + r * tile->c_row + j;
+            TFM__FN(edges)[g->b_dtype](&part, tfm__min64(4, rows - r), tfm__min64(TFM__PANEL, cols - j), whole);
         }
     }
 }
@@ -4589,41 +4623,32 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
     const int strips = g->a_col != 1; /* A is packed */
     const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2;
     const int64_t width = TFM__FN(tiles)[tfm__ceil_div(rows, count) - 1].cols;
-    float panel[TFM__EDGE_DEPTH * TFM__TILE_COLS];
     tfm__tile tile;
-    int64_t col, i, k, p;
+    int64_t col, i, p;
+    tile.depth = g->depth;
+    tile.accumulate = g->accumulate;
     tile.a_row = strips ? 1 : g->a_row;
     tile.a_step = g->a_col;
+    tile.b_row = g->b_row;
     tile.c_row = g->c_row;
     for (col = 0; col < g->cols; col += width) {
         const int64_t cols = tfm__min64(width, g->cols - col);
-        const int padded = (g->b_row != TFM__PANEL || g->b_panel == TFM__PANEL) && cols < width;
-        const int64_t piece = padded ? TFM__EDGE_DEPTH : g->depth;
-        for (k = 0; k < g->depth; k += piece) {
-            tile.depth = tfm__min64(piece, g->depth - k);
-            tile.accumulate = g->accumulate || k > 0;
-            tile.b_row = padded ? TFM__TILE_COLS : g->b_row;
-            if (padded) TFM__FN(edge_panel)(panel, width, g, col, cols, k, tile.depth);
-            for (p = 0; p < 4; p++) {
-                /* a panel that is not there: read the last one that is, its sums go nowhere */
-                const int64_t at = col + tfm__min64(p, (cols - 1) / TFM__PANEL) * TFM__PANEL;
-                tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
-                if (padded) tile.b[p] = panel + p * TFM__PANEL;
+        for (p = 0; p < 4; p++) {
+            const int64_t at = col + p * TFM__PANEL;
+            tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
+        }
+        tile.next = g->next ? (const char *)g->next + col * g->depth * size : NULL;
+        for (i = 0; i < count; i++) {
+            const int64_t begin = first + TFM__FN(strip_begin)(rows, count, i);
+            const int64_t height = first + TFM__FN(strip_begin)(rows, count, i + 1) - begin;
+            tile.a = g->a + (strips ? begin / TFM__TILE_ROWS : begin) * g->a_row;
+            tile.c = g->c + begin * g->c_row + col;
+            if (cols == width) {
+                TFM__FN(tiles)[height - 1].run[g->b_dtype](&tile);
+            } else {
+                TFM__FN(gemm_edge)(g, &tile, height, col, cols);
             }
-            tile.next = g->next ? (const char *)g->next + col * g->depth * size : NULL;
-            for (i = 0; i < count; i++) {
-                const int64_t begin = first + TFM__FN(strip_begin)(rows, count, i);
-                const int64_t height = first + TFM__FN(strip_begin)(rows, count, i + 1) - begin;
-                void (*run)(const tfm__tile *t) = TFM__FN(tiles)[height - 1].run[padded ? TFM_F32 : g->b_dtype];
-                tile.a = g->a + (strips ? begin / TFM__TILE_ROWS : begin) * g->a_row + k * g->a_col;
-                tile.c = g->c + begin * g->c_row + col;
-                if (cols == width) {
-                    run(&tile);
-                } else {
-                    TFM__FN(gemm_edge)(run, tile, height, cols);
-                }
-                if (k + tile.depth == g->depth) TFM__FN(gemm_finish)(g, begin, height, col, cols);
-            }
+            TFM__FN(gemm_finish)(g, begin, height, col, cols);
         }
     }
 }
@@ -5146,6 +5171,7 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef TFM__W
 #undef TFM__TILE_LIST
 #undef TFM__TILE_ROWS
+#undef TFM__EDGE_COLS
 #undef TFM__BLOCK_K
 #undef TFM__BLOCK_M
 
@@ -5714,8 +5740,10 @@ static void tfm__hook_run(void *arg, int slot) {
 
 /* The slot that the calling thread works for. */
 static int tfm__slot_here(const tfm_ctx *c) {
-    int64_t self = (int64_t)tfm__thread_id();
+    int64_t self;
     int slot = c->threads - 1;
+    if (!c->pool || !c->pool->running) return 0;
+    self = (int64_t)tfm__thread_id();
     while (slot > 0 && tfm__atomic_load(&c->pool->thread[slot]) != self) slot--;
     return slot;
 }
@@ -10128,6 +10156,10 @@ static int tfm__batch_run(tfm__op *o, tfm__batch *b) {
     o->flops = 2.0 * (double)b->p.rows * (double)b->p.cols * (double)b->p.depth * (double)count;
     if (team && !(panels = (float *)tfm__temporary(o, team * b->p.depth * (int64_t)sizeof(float)))) return 0;
     if (!o->run || count == 0 || b->p.rows == 0 || b->p.cols == 0) return 1;
+    if (count == 1 && work < TFM__WORK_PER_SLOT) { /* no job: for the smallest, half of the time */
+        tfm__product_tile(o->k, &b->p, 0, b->p.rows, 0, b->p.cols, tfm__scratch(o->c, tfm__slot_here(o->c)));
+        return 1;
+    }
     if (alone) {
         tfm__for(o->c, count, 1, work * (double)count, tfm__batch_task, b);
         return 1;
@@ -19205,7 +19237,6 @@ TFM__STRICT_FP_END
 #undef TFM__CREATE_MODE
 #undef TFM__DIV1
 #undef TFM__DRY_ADDRESS
-#undef TFM__EDGE_DEPTH
 #undef TFM__EQ1
 #undef TFM__FD
 #undef TFM__FILL_CHUNK
@@ -19349,9 +19380,21 @@ TFM__STRICT_FP_END
 #undef TFM__LOOPS_MANY
 #undef TFM__TILE
 #undef TFM__TILES
-#undef TFM__TILE_COLS
 #undef TFM__TILE_ENTRY
 #undef TFM__TILE_LIST
+#undef TFM__EDGE
+#undef TFM__EDGE_COLS
+#undef TFM__EDGE_FETCH
+#undef TFM__EDGE_LOOP
+#undef TFM__EDGE_PART
+#undef TFM__EDGE_PUT
+#undef TFM__EDGE_ROW_FETCH
+#undef TFM__EDGE_ROW_PUT
+#undef TFM__EDGE_STEP
+#undef TFM__EDGE_STEPS
+#undef TFM__EDGE_STEPS_
+#undef TFM__EDGE_WHOLE
+#undef TFM__COLS1
 #undef TFM__TILE_ROWS
 #undef TFM__T_HALF
 #undef TFM__T_LOAD
