@@ -161,13 +161,15 @@ FLAG_native := -O2 -march=native
 FLAG_lto := -O2 -flto
 LINK_Ofast := -O2
 clang_Ofast := -fno-fast-math
-FLAGS_SHARED_ONLY := O0 O2 O3 lto
+FLAGS_SHARED_ONLY := O0 O2 O3 native lto
+FLAGS_EACH_ISA := Ofast# and the others the best
 $(foreach cc,gcc clang,$(foreach f,$(FLAGS),$(eval \
     $(call configuration,$(cc)-$(f),mini,$(cc) $(FLAG_$(f)) $($(cc)_$(f)),$(MINI),$(LINK_$(f)),,$(filter $(f),$(FLAGS_SHARED_ONLY))))))
 FLAG_BUILDS := $(FLAGS:%=gcc-%) $(FLAGS:%=clang-%)
 .PHONY: $(FLAG_BUILDS:%=check-flags-%)
 $(FLAG_BUILDS:%=check-flags-%): check-flags-%: build/%/$(PROGRAM)
-	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-flags-$* $< ''
+	@TFM_QUICK=1 TFM_ISAS=$(if $(filter $(FLAGS_EACH_ISA:%=gcc-%) $(FLAGS_EACH_ISA:%=clang-%),$*),,best) \
+	    $(SCRIPTS)/run_tests.sh check-flags-$* $< ''
 check-flags: $(FLAG_BUILDS:%=check-flags-%)
 
 # The implementation as C++, called from C. Tests with a private copy stay C.
@@ -185,7 +187,7 @@ $(eval $(call configuration_cpp,g++,g++))
 $(eval $(call configuration_cpp,clang++,clang++))
 .PHONY: check-cpp-g++ check-cpp-clang++
 check-cpp-g++ check-cpp-clang++: check-cpp-%: build/%/$(PROGRAM)
-	@TFM_QUICK=1 $(SCRIPTS)/run_tests.sh check-cpp-$* $< ''
+	@TFM_QUICK=1 TFM_ISAS=best $(SCRIPTS)/run_tests.sh check-cpp-$* $< ''
 check-cpp: check-cpp-g++ check-cpp-clang++
 
 comma := ,
@@ -245,7 +247,7 @@ check-aarch64: build/aarch64/$(PROGRAM)
 # Windows: built always, run where wine is installed.
 MINGW := x86_64-w64-mingw32-gcc -O2 -g -static
 $(eval $(call objects,mingw-objects,x86_64-w64-mingw32-gcc -O1 -g $(MINI)))
-$(eval $(call configuration,mingw,mingw-objects,$(MINGW),$(MINI),,.exe))
+$(eval $(call configuration,mingw,mingw-objects,$(MINGW),$(MINI),,.exe,1))
 check-mingw: build/mingw/$(PROGRAM).exe
 	@TFM_QUICK=1 $(SCRIPTS)/run_mingw.sh check-mingw $< $(FILTERS)
 

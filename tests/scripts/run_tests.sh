@@ -1,11 +1,17 @@
 #!/bin/sh
 # run_tests.sh LABEL PROGRAM RUNNER [ARGUMENT...]: runs a test program (through RUNNER: an emulator, valgrind, or '') once per
-# instruction set that it can use here (or those in TFM_ISAS), and adds up. Fails when a test fails and when none ran.
+# instruction set that it can use here (or those in TFM_ISAS; "best" is the last of them), and adds up. Fails when a test
+# fails and when none ran.
 label=$1 program=$2 runner=$3
 shift 3
 directory=$(dirname "$program")
 case $program in *.exe) suffix=.exe ;; *) suffix= ;; esac
-isas=${TFM_ISAS:-$($runner "$directory/isas$suffix" | tr -d '\r')} || exit 1
+isas=$($runner "$directory/isas$suffix" | tr -d '\r') || exit 1
+case $TFM_ISAS in
+'') ;;
+best) isas=$(echo "$isas" | tail -n 1) ;;
+*) isas=$TFM_ISAS ;;
+esac
 [ -n "$isas" ] || { echo "$label: 0 passed, 1 failed (no instruction set)"; exit 1; }
 passed=0 failed=0 skipped=0
 log=$directory/log
