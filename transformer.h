@@ -4342,7 +4342,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 /* Cache blocks: block_m x block_k of A and a few panels of B stay in L2. Deep blocks, so that C is seldom visited. */
 #if TFM__PASS == TFM__AVX512
 #define TFM__TILE_ROWS 12
-#define TFM__EDGE_COLS 1     /* vectors of a panel */
+#define TFM__EDGE_COLS 1     /* vectors of what is left beside the tiles */
 #define TFM__BLOCK_K 768
 #define TFM__BLOCK_M 144
 #elif TFM__PASS == TFM__AVX2
@@ -4357,7 +4357,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__BLOCK_M 192
 #else
 #define TFM__TILE_ROWS 4
-#define TFM__EDGE_COLS 4
+#define TFM__EDGE_COLS 1
 #define TFM__BLOCK_K 256
 #define TFM__BLOCK_M 128
 #endif
@@ -4491,7 +4491,7 @@ TFM__TILE_LIST(TFM__TILES)
 #pragma GCC pop_options
 #endif
 
-/* Up to 4 rows of one panel, up to `cols` columns; whole: B may be read past them. */
+/* Up to 4 rows and `cols` columns, at most TFM__EDGE_COLS vectors; whole: B may be read past them. */
 #define TFM__EDGE_FETCH(r, v) if ((r) < rows && (v) * TFM__W < cols) \
     c##r##_##v = TFM__FN(get)(c + (r) * c_row + (v) * TFM__W, cols - (v) * TFM__W);
 #define TFM__EDGE_PUT(r, v) if ((r) < rows && (v) * TFM__W < cols) \
@@ -4531,7 +4531,7 @@ TFM__TILE_LIST(TFM__TILES)
         if (t->accumulate) { \
             TFM__ROWS4(TFM__EDGE_ROW_FETCH, TFM__EDGE_COLS) \
         } \
-        if (whole || cols == TFM__PANEL) { \
+        if (whole || cols == TFM__EDGE_COLS * TFM__W) { \
             TFM__EDGE_LOOP(TFM__EDGE_WHOLE, load) \
         } else { \
             TFM__EDGE_LOOP(TFM__EDGE_PART, loadn) \
@@ -4603,17 +4603,18 @@ TFM__ALWAYS_INLINE int64_t TFM__FN(strip_begin)(int64_t rows, int64_t count, int
     return i * (rows / count) + tfm__min64(i, rows % count);
 }
 
-/* What is left of the columns from col on, where no tile fits: its panels, four rows at a time. */
+/* What is left of the columns from col on, where no tile fits: pieces of panels, four rows at a time. */
 static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_t rows, int64_t col, int64_t cols) {
-    const int whole = g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col % TFM__PANEL == 0;
+    const int64_t width = TFM__EDGE_COLS * TFM__W, size = g->b_dtype == TFM_F32 ? 4 : 2;
+    const int whole = g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col % width == 0;
     tfm__tile part = *tile;
     int64_t r, j;
-    for (j = 0; j < cols; j += TFM__PANEL) {
-        part.b[0] = tile->b[j / TFM__PANEL];
+    for (j = 0; j < cols; j += width) {
+        part.b[0] = (const char *)tile->b[j / TFM__PANEL] + j % TFM__PANEL * size;
         for (r = 0; r < rows; r += 4) {
             part.a = tile->a + r * tile->a_row;
             part.c = tile->c + r * tile->c_row + j;
-            TFM__FN(edges)[g->b_dtype](&part, tfm__min64(4, rows - r), tfm__min64(TFM__PANEL, cols - j), whole);
+            TFM__FN(edges)[g->b_dtype](&part, tfm__min64(4, rows - r), tfm__min64(width, cols - j), whole);
         }
     }
 }
