@@ -3039,7 +3039,9 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_fnma TFM__FN(v_fnma)                  /* c - a * b */
 #define v_min TFM__FN(v_min)
 #define v_max TFM__FN(v_max)
-#define v_clamp TFM__FN(v_clamp)  /* x into [low, high], neither NaN; a NaN x stays; cheap */
+#define v_raise TFM__FN(v_raise)                /* x, or low where x is less; a NaN x stays; cheap; low is not NaN */
+#define v_lower TFM__FN(v_lower)                /* x, or high where x is more */
+#define v_clamp TFM__FN(v_clamp)
 #define v_abs TFM__FN(v_abs)
 #define v_neg TFM__FN(v_neg)
 #define v_round TFM__FN(v_round)                /* to the nearest integer, ties to even */
@@ -3076,6 +3078,7 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define vi_eq TFM__FN(vi_eq)
 /* vi_shl(a, n), vi_shr (logical), vi_sar (arithmetic): macros of each pass, n must be a literal */
 #define v_exp TFM__FN(v_exp)
+#define v_exp2 TFM__FN(v_exp2)
 #define v_log TFM__FN(v_log)
 #define v_tanh TFM__FN(v_tanh)
 #define v_sigmoid TFM__FN(v_sigmoid)
@@ -3154,9 +3157,8 @@ TFM__ALWAYS_INLINE tfm__v v_fnma(tfm__v a, tfm__v b, tfm__v c) {
 /* The instruction returns its second operand when either is NaN. */
 TFM__ALWAYS_INLINE tfm__v v_min(tfm__v a, tfm__v b) { return _mm512_mask_mov_ps(_mm512_min_ps(a, b), v_isnan(a), a); }
 TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return _mm512_mask_mov_ps(_mm512_max_ps(a, b), v_isnan(a), a); }
-TFM__ALWAYS_INLINE tfm__v v_clamp(tfm__v x, tfm__v low, tfm__v high) {
-    return _mm512_max_ps(low, _mm512_min_ps(high, x));
-}
+TFM__ALWAYS_INLINE tfm__v v_raise(tfm__v x, tfm__v low) { return _mm512_max_ps(low, x); }
+TFM__ALWAYS_INLINE tfm__v v_lower(tfm__v x, tfm__v high) { return _mm512_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) { return _mm512_roundscale_ps(a, 8); }
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) { return _mm512_scalef_ps(x, n); }
 
@@ -3258,9 +3260,8 @@ TFM__ALWAYS_INLINE tfm__v v_fnma(tfm__v a, tfm__v b, tfm__v c) { return _mm256_f
 /* The instruction returns its second operand when either is NaN. */
 TFM__ALWAYS_INLINE tfm__v v_min(tfm__v a, tfm__v b) { return _mm256_blendv_ps(_mm256_min_ps(a, b), a, v_isnan(a)); }
 TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return _mm256_blendv_ps(_mm256_max_ps(a, b), a, v_isnan(a)); }
-TFM__ALWAYS_INLINE tfm__v v_clamp(tfm__v x, tfm__v low, tfm__v high) {
-    return _mm256_max_ps(low, _mm256_min_ps(high, x));
-}
+TFM__ALWAYS_INLINE tfm__v v_raise(tfm__v x, tfm__v low) { return _mm256_max_ps(low, x); }
+TFM__ALWAYS_INLINE tfm__v v_lower(tfm__v x, tfm__v high) { return _mm256_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -3434,7 +3435,8 @@ TFM__ALWAYS_INLINE tfm__v v_fma(tfm__v a, tfm__v b, tfm__v c) { return vfmaq_f32
 TFM__ALWAYS_INLINE tfm__v v_fnma(tfm__v a, tfm__v b, tfm__v c) { return vfmsq_f32(c, a, b); }
 TFM__ALWAYS_INLINE tfm__v v_min(tfm__v a, tfm__v b) { return vminq_f32(a, b); }
 TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return vmaxq_f32(a, b); }
-TFM__ALWAYS_INLINE tfm__v v_clamp(tfm__v x, tfm__v low, tfm__v high) { return vmaxq_f32(low, vminq_f32(high, x)); }
+TFM__ALWAYS_INLINE tfm__v v_raise(tfm__v x, tfm__v low) { return vmaxq_f32(low, x); }
+TFM__ALWAYS_INLINE tfm__v v_lower(tfm__v x, tfm__v high) { return vminq_f32(high, x); }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) { return vrndnq_f32(a); }
 TFM__ALWAYS_INLINE float v_sum(tfm__v a) { return vaddvq_f32(a); }
 TFM__ALWAYS_INLINE float v_hmax(tfm__v a) { return vmaxvq_f32(a); }
@@ -3540,7 +3542,8 @@ TFM__ALWAYS_INLINE uint32_t TFM__FN(to_i1)(float a) {
 #define TFM__DIV1(a, b) ((a) / (b))
 #define TFM__FMA1(a, b, c) ((a) * (b) + (c))
 #define TFM__FNMA1(a, b, c) ((c) - (a) * (b))
-#define TFM__CLAMP1(x, low, high) ((x) < (low) ? (low) : (x) > (high) ? (high) : (x))
+#define TFM__RAISE1(x, low) ((x) < (low) ? (low) : (x))
+#define TFM__LOWER1(x, high) ((x) > (high) ? (high) : (x))
 #define TFM__LT1(a, b) ((a) < (b) ? 0xffffffffu : 0u)
 #define TFM__LE1(a, b) ((a) <= (b) ? 0xffffffffu : 0u)
 #define TFM__EQ1(a, b) ((a) == (b) ? 0xffffffffu : 0u)
@@ -3560,7 +3563,8 @@ TFM__LANES3(tfm__v, v_fma, tfm__v, TFM__FMA1)
 TFM__LANES3(tfm__v, v_fnma, tfm__v, TFM__FNMA1)
 TFM__LANES2(tfm__v, v_min, tfm__v, TFM__FN(min1))
 TFM__LANES2(tfm__v, v_max, tfm__v, TFM__FN(max1))
-TFM__LANES3(tfm__v, v_clamp, tfm__v, TFM__CLAMP1)
+TFM__LANES2(tfm__v, v_raise, tfm__v, TFM__RAISE1)
+TFM__LANES2(tfm__v, v_lower, tfm__v, TFM__LOWER1)
 TFM__LANES1(tfm__v, v_round, tfm__v, TFM__FN(round1))
 TFM__LANES2(tfm__m, v_lt, tfm__v, TFM__LT1)
 TFM__LANES2(tfm__m, v_le, tfm__v, TFM__LE1)
@@ -3681,6 +3685,7 @@ TFM__ALWAYS_INLINE tfm__v v_neg(tfm__v a) { return vi_as_v(vi_xor(v_as_i(a), vi_
 TFM__ALWAYS_INLINE tfm__v v_copysign(tfm__v magnitude, tfm__v sign) {
     return vi_as_v(vi_or(vi_and(v_as_i(magnitude), vi_set1(0x7fffffff)), vi_and(v_as_i(sign), vi_set1(INT32_MIN))));
 }
+TFM__ALWAYS_INLINE tfm__v v_clamp(tfm__v x, tfm__v low, tfm__v high) { return v_raise(v_lower(x, high), low); }
 
 #if TFM__PASS != TFM__AVX512
 TFM__ALWAYS_INLINE tfm__v TFM__FN(power2)(tfm__i n) { return vi_as_v(vi_shl(vi_add(n, vi_set1(127)), 23)); }
@@ -3710,6 +3715,26 @@ TFM__ALWAYS_INLINE tfm__v v_exp(tfm__v x) {
     p = v_fma(p, r, v_set1(0.49999994f));
     p = v_add(v_fma(p, v_mul(r, r), r), v_set1(1.0f));
     return v_scale2(p, n);
+}
+
+/* 2^x for x <= 1, within 1 ULP; below 2^-126 it may be 0. Two thirds of v_exp's work. */
+TFM__ALWAYS_INLINE tfm__v v_exp2(tfm__v x) {
+#if TFM__PASS == TFM__AVX512
+    x = v_raise(x, v_set1(-180.0f)); /* no infinity */
+#endif
+    const tfm__v n = v_round(x), r = v_sub(x, n);
+    tfm__v p = v_set1(0.000153264715f);
+    p = v_fma(p, r, v_set1(0.00133908063f));
+    p = v_fma(p, r, v_set1(0.00961850584f));
+    p = v_fma(p, r, v_set1(0.0555035993f));
+    p = v_fma(p, r, v_set1(0.240226477f));
+    p = v_fma(p, r, v_set1(0.693147182f));
+    p = v_fma(p, r, v_set1(1.0f));
+#if TFM__PASS == TFM__AVX512
+    return v_scale2(p, n);
+#else
+    return v_select(v_lt(x, v_set1(-126.0f)), v_zero(), vi_as_v(vi_add(v_as_i(p), vi_shl(v_to_i(n), 23))));
+#endif
 }
 
 /* x = 2^e m, m in [sqrt(1/2), sqrt(2)); log(x) = e ln(2) + log(1 + (m - 1)). */
@@ -4381,8 +4406,9 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__COLS8(f, r) TFM__COLS4(f, r) f(r, 4) f(r, 5) f(r, 6) f(r, 7)
 
 #define TFM__ACC_DECLARE(r, v) tfm__v c##r##_##v = v_zero();
-#define TFM__ACC_LOAD(r, v) c##r##_##v = v_load(c + (r) * c_row + (v) * TFM__W);
-#define TFM__ACC_STORE(r, v) v_store(c + (r) * c_row + (v) * TFM__W, c##r##_##v);
+#define TFM__ACC_AT(r, v) (c[(r) / 3] + ((r) % 3) * c_row + (v) * TFM__W)
+#define TFM__ACC_LOAD(r, v) c##r##_##v = v_load(TFM__ACC_AT(r, v));
+#define TFM__ACC_STORE(r, v) v_store(TFM__ACC_AT(r, v), c##r##_##v);
 #define TFM__ACC_STEP(r, v) c##r##_##v = v_fma(x, b##v, c##r##_##v);
 #define TFM__ROW_DECLARE(r, V) TFM__COLS##V(TFM__ACC_DECLARE, r)
 #define TFM__ROW_LOAD(r, V) TFM__COLS##V(TFM__ACC_LOAD, r)
@@ -4432,13 +4458,33 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         TFM__LOOP(R, V, body, type, load, NEXT) \
     } \
     TFM__LOOP(R, V, body, type, load, NEAR)
-#define TFM__LOOPS_MANY(R, V, body, type, load) TFM__LOOP(R, V, body, type, load, NONE)
+/* Many rows, AVX-512: the last three steps go row by row, each row stored when it is done. 24 stores of 512 bits in one
+ * go take as many cycles as two and a half steps, and no product runs meanwhile. */
+#define TFM__LOOPS_MANY(R, V, body, type, load) \
+    const int between = TFM__W == 16 && left > 2; \
+    left -= between ? 3 : 0; \
+    TFM__LOOP(R, V, body, type, load, NONE) \
+    if (between) { \
+        TFM__COLS##V(TFM__LAST_LOAD, load) \
+        TFM__ROWS##R(TFM__LAST_ROW, V) \
+        return; \
+    }
+#define TFM__LAST_LOAD(load, v) \
+    const tfm__v b0_##v = load(b[(v) * TFM__W / 16] + k + (v) * TFM__W % 16); \
+    const tfm__v b1_##v = load(b[(v) * TFM__W / 16] + k + b_row + (v) * TFM__W % 16); \
+    const tfm__v b2_##v = load(b[(v) * TFM__W / 16] + k + 2 * b_row + (v) * TFM__W % 16);
+#define TFM__LAST_ROW(r, V) { \
+    const float *const last = a[(r) / 3] + ((r) % 3) * s; \
+    const tfm__v x0 = v_set1(last[0]), x1 = v_set1(last[a_step]), x2 = v_set1(last[2 * a_step]); \
+    TFM__COLS##V(TFM__LAST_STEP, r) }
+#define TFM__LAST_STEP(r, v) \
+    v_store(TFM__ACC_AT(r, v), v_fma(x2, b2_##v, v_fma(x1, b1_##v, v_fma(x0, b0_##v, c##r##_##v))));
 
 /* The function tile_RxV_dtype: R rows, V vectors. */
 #define TFM__TILE(R, V, body, rows, dtype, type, load) \
     TFM__NOINLINE void TFM__FN(tile_##R##x##V##_##dtype)(const tfm__tile *t) { \
         const int64_t s = t->a_row, a_step = t->a_step, b_row = t->b_row, c_row = t->c_row; \
-        float *const c = t->c; \
+        float *c[4]; \
         const float *a[4]; \
         const type *b[4]; \
         int64_t k = 0, left = t->depth; \
@@ -4447,6 +4493,10 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         a[1] = a[0] + ((R) > 3 ? 3 * s : 0); \
         a[2] = a[1] + ((R) > 6 ? 3 * s : 0); \
         a[3] = a[2] + ((R) > 9 ? 3 * s : 0); \
+        c[0] = t->c; \
+        c[1] = c[0] + ((R) > 3 ? 3 * c_row : 0); \
+        c[2] = c[1] + ((R) > 6 ? 3 * c_row : 0); \
+        c[3] = c[2] + ((R) > 9 ? 3 * c_row : 0); \
         b[0] = (const type *)t->b[0]; \
         b[1] = (const type *)t->b[1]; \
         b[2] = (const type *)t->b[2]; \
@@ -4917,45 +4967,50 @@ static void TFM__FN(attn_keep)(float *score, const unsigned char *keep, int64_t 
     }
 }
 
-/* Maximum of a row's scores. Sets the last vector's columns past `keys` to -inf. *masked: some key's score is -inf. */
+/* Maximum of a row's scores, NaN left out. Sets the last vector's columns past `keys` to -inf. *masked: some score is
+ * -inf. */
 TFM__NOINLINE float TFM__FN(attn_max)(float *score, int64_t keys, int *masked) {
     const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u));
-    tfm__v m0 = minus_inf, m1 = minus_inf, low = v_zero(), v0, v1;
+    tfm__v m0 = minus_inf, m1 = minus_inf, low0 = v_zero(), low1 = v_zero();
     int64_t i = 0;
     for (; i + 2 * TFM__W <= keys; i += 2 * TFM__W) {
-        v0 = v_load(score + i);
-        v1 = v_load(score + i + TFM__W);
-        m0 = v_max(m0, v0);
-        m1 = v_max(m1, v1);
-        low = v_min(low, v_min(v0, v1));
+        const tfm__v v0 = v_load(score + i), v1 = v_load(score + i + TFM__W);
+        m0 = v_raise(m0, v0);
+        m1 = v_raise(m1, v1);
+        low0 = v_lower(low0, v0);
+        low1 = v_lower(low1, v1);
     }
     for (; i < keys; i += TFM__W) {
-        v0 = TFM__FN(get)(score + i, keys - i);
-        low = v_min(low, v0);
+        tfm__v v0 = TFM__FN(get)(score + i, keys - i);
+        low0 = v_lower(low0, v0);
         if (keys - i < TFM__W) {
             v0 = v_select(v_mask_n(keys - i), v0, minus_inf);
             v_store(score + i, v0);
         }
-        m0 = v_max(m0, v0);
+        m0 = v_raise(m0, v0);
     }
-    *masked = v_any(v_eq(low, minus_inf));
-    return v_hmax(v_max(m0, m1));
+    *masked = v_any(v_mask_or(v_eq(low0, minus_inf), v_eq(low1, minus_inf)));
+    return v_hmax(v_raise(m0, m1));
 }
 
-/* score := exp(score - max), zeros up to the block's end. The sum's order is tied to the key's place in the block: more
- * keys of weight 0 behind the last one do not change it. A row without a key has max = -inf: then every weight is
- * exp(-inf) = 0. */
-TFM__NOINLINE float TFM__FN(attn_weights)(float *score, int64_t keys, float max) {
-    const tfm__v top = v_set1(max == tfm__bits_float(0xff800000u) ? 0.0f : max);
+/* score := exp(score - *max), zeros up to the block's end; returns their sum. Its order is tied to the key's place in
+ * the block: more keys of weight 0 behind the last one do not change it. A row without a key has max = -inf: then every
+ * weight is exp(-inf) = 0; with nothing but NaN *max becomes NaN, too. */
+TFM__NOINLINE float TFM__FN(attn_weights)(float *score, int64_t keys, float *max) {
+    const int none = tfm__float_bits(*max) == 0xff800000u;
+    const tfm__v top = v_set1(none ? 0.0f : *max), log2_e = v_set1(1.44269504f);
     tfm__v sum = v_zero();
+    float total;
     int64_t i = 0;
     for (; i < keys; i += TFM__W) {
-        const tfm__v e = v_exp(v_sub(v_load(score + i), top));
+        const tfm__v e = v_exp2(v_mul(v_sub(v_load(score + i), top), log2_e));
         v_store(score + i, e);
         sum = v_add(sum, e);
     }
     for (; i < TFM__BLOCK_KEYS; i += TFM__W) v_store(score + i, v_zero());
-    return v_sum(sum);
+    total = v_sum(sum);
+    if (none && tfm__float_bits(total) << 1 != 0) *max = total;
+    return total;
 }
 
 /* 0 times a finite value adds 0 to a sum; Inf or NaN make it NaN. Four sums, so that latency does not count. */
@@ -5013,7 +5068,7 @@ static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
         }
     }
     for (int64_t r = 0; r < t->rows; ++r) {
-        t->sum[r] = TFM__FN(attn_weights)(t->scores + r * TFM__BLOCK_KEYS, t->keys, t->max[r]);
+        t->sum[r] = TFM__FN(attn_weights)(t->scores + r * TFM__BLOCK_KEYS, t->keys, &t->max[r]);
     }
     tfm__gemm g;
     memset(&g, 0, sizeof g);
@@ -5121,6 +5176,8 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_fnma
 #undef v_min
 #undef v_max
+#undef v_raise
+#undef v_lower
 #undef v_clamp
 #undef v_abs
 #undef v_neg
@@ -5157,6 +5214,7 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef vi_gt
 #undef vi_eq
 #undef v_exp
+#undef v_exp2
 #undef v_log
 #undef v_tanh
 #undef v_sigmoid
@@ -19186,6 +19244,7 @@ TFM_API tfm_tokenizer *tfm_tokenizer_lines(tfm_ctx *c, const char *path, int64_t
 TFM__STRICT_FP_END
 #define TFM__IMPLEMENTED
 /* Nothing private stays defined behind the header. */
+#undef TFM__ACC_AT
 #undef TFM__ACC_DECLARE
 #undef TFM__ACC_LOAD
 #undef TFM__ACC_STEP
@@ -19221,7 +19280,6 @@ TFM__STRICT_FP_END
 #undef TFM__CHUNK
 #undef TFM__CHUNKS
 #undef TFM__CHUNK_BYTES
-#undef TFM__CLAMP1
 #undef TFM__CLOCK_GETTIME
 #undef TFM__COLS1
 #undef TFM__COLS2
@@ -19298,12 +19356,16 @@ TFM__STRICT_FP_END
 #undef TFM__LANES2
 #undef TFM__LANES3
 #undef TFM__LANES_MEMORY
+#undef TFM__LAST_LOAD
+#undef TFM__LAST_ROW
+#undef TFM__LAST_STEP
 #undef TFM__LE1
 #undef TFM__LINUX
 #undef TFM__LOAD_LOOP
 #undef TFM__LOOP
 #undef TFM__LOOPS_FEW
 #undef TFM__LOOPS_MANY
+#undef TFM__LOWER1
 #undef TFM__LT1
 #undef TFM__MASK_AT
 #undef TFM__MASK_FAR
@@ -19347,6 +19409,7 @@ TFM__STRICT_FP_END
 #undef TFM__PRODUCT_COLS
 #undef TFM__PRODUCT_END
 #undef TFM__PRODUCT_NARROW
+#undef TFM__RAISE1
 #undef TFM__RANDOM_RUN
 #undef TFM__REDUCE_COLUMNS
 #undef TFM__REDUCE_FOLD

@@ -36,12 +36,35 @@ def functions(disassembly):
         yield name, body
 
 
+JUMP = re.compile(r"^(j\w+|b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?([0-9a-f]+) <")
+ENDS = re.compile(r"^(jmp|ret|b\s)")
+
+
+def reaches(body, begin, end):
+    """Whether execution can get from begin to end without leaving what lies between: a jump back to a block that the compiler
+    put earlier, such as the function's end, is no loop."""
+    inside = [(address, text) for address, text in body if begin <= address <= end]
+    following = {a[0]: b[0] for a, b in zip(inside, inside[1:])}
+    text_of, seen, todo = dict(inside), set(), [begin]
+    while todo:
+        at = todo.pop()
+        if at in seen or at not in text_of:
+            continue
+        if at == end:
+            return True
+        seen.add(at)
+        jump = JUMP.match(text_of[at])
+        todo += [int(jump.group(2), 16)] if jump else []
+        todo += [following[at]] if at in following and not ENDS.match(text_of[at]) else []
+    return False
+
+
 def innermost_loops(body):
     first, last = body[0][0], body[-1][0]
     loops = set()
     for address, text in body:
-        jump = re.match(r"^(j\w+|b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?([0-9a-f]+) <", text)
-        if jump and first <= int(jump.group(2), 16) <= address <= last:
+        jump = JUMP.match(text)
+        if jump and first <= int(jump.group(2), 16) <= address <= last and reaches(body, int(jump.group(2), 16), address):
             loops.add((int(jump.group(2), 16), address))
     return [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
 
