@@ -3717,12 +3717,9 @@ TFM__ALWAYS_INLINE tfm__v v_exp(tfm__v x) {
     return v_scale2(p, n);
 }
 
-/* 2^x for x <= 1, within 1 ULP; below 2^-126 it may be 0. Two thirds of v_exp's work. */
+/* 2^x for x <= 1, within 1 ULP; below 2^-126 it may be any smaller number, for x <= -180 it is 0. Two thirds of v_exp. */
 TFM__ALWAYS_INLINE tfm__v v_exp2(tfm__v x) {
-#if TFM__PASS == TFM__AVX512
-    x = v_raise(x, v_set1(-180.0f)); /* no infinity */
-#endif
-    const tfm__v n = v_round(x), r = v_sub(x, n);
+    const tfm__v y = v_raise(x, v_set1(TFM__W == 16 ? -180.0f : -127.0f)), n = v_round(y), r = v_sub(y, n);
     tfm__v p = v_set1(0.000153264715f);
     p = v_fma(p, r, v_set1(0.00133908063f));
     p = v_fma(p, r, v_set1(0.00961850584f));
@@ -3733,7 +3730,7 @@ TFM__ALWAYS_INLINE tfm__v v_exp2(tfm__v x) {
 #if TFM__PASS == TFM__AVX512
     return v_scale2(p, n);
 #else
-    return v_select(v_lt(x, v_set1(-126.0f)), v_zero(), vi_as_v(vi_add(v_as_i(p), vi_shl(v_to_i(n), 23))));
+    return vi_as_v(vi_add(v_as_i(p), vi_shl(v_to_i(n), 23))); /* -127 gives p = 1, whose bits this makes 0 */
 #endif
 }
 
