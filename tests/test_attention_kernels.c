@@ -313,6 +313,29 @@ Test(attention_kernels, an_attended_nan_or_infinite_score_takes_its_row_and_surv
     }
 }
 
+/* Relative error of a weight exp(score - max): of the difference, its product with log2(e), the power of two. Below
+ * the least normal number a weight may be any smaller one, far below it is 0. */
+Test(attention_kernels, weights_keep_their_digits_down_to_the_least_number) {
+    EACH_TABLE(k) {
+        const double step = test_quick() ? 0.37 : 0.0137;
+        double x = 0;
+        while (x < 130) {
+            tile a = make_tile(1, BLOCK, 8, 16, TFM_F32, TFM_F32, 0);
+            float score[BLOCK];
+            int j;
+            for (j = 0; j < BLOCK; j++, x += step) score[j] = j ? (float)(3.0 - x) : 3.0f;
+            memcpy(a.t.scores, score, sizeof score);
+            k->attn_reduce(&a.t);
+            for (j = 0; j < BLOCK; j++) {
+                const double down = 3.0 - (double)score[j], weight = exp(-down), got = (double)a.t.scores[j];
+                CHECK(down > 125 ? got == 0 : weight < 1.18e-38 ? got >= 0 && got < 1.2e-38
+                          : fabs(got / weight - 1) <= 1.2e-7 * (1 + down),
+                      "%s: exp(-%.9g) is %.9g, not %.9g", k->name, down, got, weight);
+            }
+        }
+    }
+}
+
 /* Scores of any size: weights are exp(score - max), so nothing overflows and far keys vanish. */
 Test(attention_kernels, large_scores_do_not_overflow) {
     static const float scale[] = {1e3f, 1e20f, 1e37f, -1e37f};
