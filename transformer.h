@@ -3717,7 +3717,7 @@ TFM__ALWAYS_INLINE tfm__v v_exp(tfm__v x) {
     return v_scale2(p, n);
 }
 
-/* 2^x for x <= 1, within 1 ULP; below 2^-126 it may be any smaller number, for x <= -180 it is 0. Two thirds of v_exp. */
+/* 2^x for x <= 1, within 1 ULP; below 2^-126 it may be any smaller number, from -180 down it is 0. */
 TFM__ALWAYS_INLINE tfm__v v_exp2(tfm__v x) {
     const tfm__v y = v_raise(x, v_set1(TFM__W == 16 ? -180.0f : -127.0f)), n = v_round(y), r = v_sub(y, n);
     tfm__v p = v_set1(0.000153264715f);
