@@ -2896,9 +2896,8 @@ typedef struct tfm__tile {
     float *c;
     int64_t c_row;
     int accumulate;
-    const char *next;          /* NULL, or what is fetched into L2 meanwhile: as many bytes as the tile reads of B */
-    const char *ahead;         /* many rows: a line of this is fetched every step, ahead_row bytes apart */
-    int64_t ahead_row;
+    const char *ahead;         /* what is fetched into L2 meanwhile: ahead_row bytes a step, or that far apart; */
+    int64_t ahead_row;         /* 0: nothing */
 } tfm__tile;
 
 /* Bits of 2/pi behind the binary point, after 32 zeros. */
@@ -4428,23 +4427,22 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__COL_LOAD(R, load) load
 #define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
 /* Few rows wait for B's bytes. Those 2 KB ahead in the same panels are fetched into L1 (from the last-level cache 0.8
- * of a read without); or what is read after the product into L2: a decoder's keys and values come in pieces too short
- * for the hardware to see where they go on (0.5 of the bandwidth without, 0.9 with). Both at once are slower. */
-#define TFM__NEAR(i) v_prefetch((const char *)(b[i] + k) + 2048);
+ * of a read without); or what is read later into L2: a decoder's keys and values come in pieces too short for the
+ * hardware to see where they go on (0.5 of the bandwidth without, 0.9 with). Both at once are slower. */
+#define TFM__NEAR(V, i) v_prefetch_l2((const char *)(b[i] + k) + ((V) * TFM__W > 32 ? 2048 : (V) * TFM__W > 16 ? 4096 : 8192));
 #define TFM__FETCH_NEAR(V, type) \
-    TFM__NEAR(0) \
-    if ((V) * TFM__W > 16) { TFM__NEAR(1) } \
-    if ((V) * TFM__W > 32) { TFM__NEAR(2) } \
-    if ((V) * TFM__W > 48) { TFM__NEAR(3) }
-#define TFM__FETCH_NEXT(V, type) \
-    v_prefetch_l2(next); \
-    if ((V) * TFM__W * (int)sizeof(type) > 64) v_prefetch_l2(next + 64); \
-    if ((V) * TFM__W * (int)sizeof(type) > 128) v_prefetch_l2(next + 128); \
-    if ((V) * TFM__W * (int)sizeof(type) > 192) v_prefetch_l2(next + 192); \
-    next += (V) * TFM__W * (int)sizeof(type);
-#define TFM__FETCH_AHEAD(V, type) \
+    TFM__NEAR(V, 0) \
+    if ((V) * TFM__W > 16) { TFM__NEAR(V, 1) } \
+    if ((V) * TFM__W > 32) { TFM__NEAR(V, 2) } \
+    if ((V) * TFM__W > 48) { TFM__NEAR(V, 3) }
+#define TFM__FETCH_LINE(V, type) \
     v_prefetch_l2(ahead); \
     ahead += ahead_row;
+#define TFM__FETCH_LINES(V, type) \
+    if ((V) * TFM__W * (int)sizeof(type) > 64) v_prefetch_l2(ahead + 64); \
+    if ((V) * TFM__W * (int)sizeof(type) > 128) v_prefetch_l2(ahead + 128); \
+    if ((V) * TFM__W * (int)sizeof(type) > 192) v_prefetch_l2(ahead + 192); \
+    TFM__FETCH_LINE(V, type)
 #define TFM__LOOP(R, V, body, type, load, fetch) \
     for (; left > 0; left--) { \
         TFM__FETCH_##fetch(V, type) \
@@ -4456,19 +4454,16 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         k += b_row; \
     }
 #define TFM__LOOPS_FEW(R, V, body, type, load) \
-    if (t->next) { \
-        const char *next = t->next; \
-        TFM__LOOP(R, V, body, type, load, NEXT) \
+    if (ahead_row) { \
+        TFM__LOOP(R, V, body, type, load, LINES) \
     } \
     TFM__LOOP(R, V, body, type, load, NEAR)
 /* Many rows, AVX-512: the last three steps go row by row, each row stored when it is done. 24 stores of 512 bits in one
  * go take as many cycles as two and a half steps, and no product runs meanwhile. */
 #define TFM__LOOPS_MANY(R, V, body, type, load) \
     const int between = TFM__W == 16 && left > 2; \
-    const int64_t ahead_row = t->ahead_row; \
-    const char *ahead = t->ahead; \
     left -= between ? 3 : 0; \
-    TFM__LOOP(R, V, body, type, load, AHEAD) \
+    TFM__LOOP(R, V, body, type, load, LINE) \
     if (between) { \
         TFM__COLS##V(TFM__LAST_LOAD, load) \
         TFM__ROWS##R(TFM__LAST_ROW, V) \
@@ -4488,7 +4483,8 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 /* The function tile_RxV_dtype: R rows, V vectors. */
 #define TFM__TILE(R, V, body, rows, dtype, type, load) \
     TFM__NOINLINE void TFM__FN(tile_##R##x##V##_##dtype)(const tfm__tile *t) { \
-        const int64_t s = t->a_row, a_step = t->a_step, b_row = t->b_row, c_row = t->c_row; \
+        const int64_t s = t->a_row, a_step = t->a_step, b_row = t->b_row, c_row = t->c_row, ahead_row = t->ahead_row; \
+        const char *ahead = t->ahead; \
         float *c[4]; \
         const float *a[4]; \
         const type *b[4]; \
@@ -4674,6 +4670,31 @@ static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_
     }
 }
 
+/* What strip i of `count` fetches while it works on columns [col, col + width): what is read after the product; rows that
+ * are packed after it, a line of each; its share of the panels that all strips read next; the strip that comes next,
+ * which may lie in a far cache; or nothing. */
+static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t col, int64_t width,
+                                int64_t *line) {
+    const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2, bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
+    tile->ahead = (const char *)tile->a;
+    tile->ahead_row = 0;
+    if (g->next) {
+        tile->ahead = (const char *)g->next + col * g->depth * size;
+        tile->ahead_row = bytes;
+    } else if (g->ahead && *line < g->ahead_cols) {
+        tile->ahead = (const char *)g->ahead + *line;
+        tile->ahead_row = g->ahead_row;
+        *line += 64;
+    } else if (count > 1 && g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col + width < g->cols) {
+        tile->ahead = (const char *)tile->b[0] + (panels + i * panels / count) * g->b_panel * size;
+        tile->ahead += i * panels % count * TFM__PANEL * size * g->depth / count;
+        tile->ahead_row = bytes / count;
+    } else if (g->a_col != 1) {
+        tile->ahead += (i + 1 < count ? g->a_row : (1 - count) * g->a_row) * (int64_t)sizeof(float);
+        tile->ahead_row = TFM__TILE_ROWS * (int64_t)sizeof(float);
+    }
+}
+
 /* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide. */
 static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t count) {
     const int strips = g->a_col != 1; /* A is packed */
@@ -4693,20 +4714,12 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
             const int64_t at = col + p * TFM__PANEL;
             tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
         }
-        tile.next = g->next ? (const char *)g->next + col * g->depth * size : NULL;
         for (i = 0; i < count; i++) {
             const int64_t begin = first + TFM__FN(strip_begin)(rows, count, i);
             const int64_t height = first + TFM__FN(strip_begin)(rows, count, i + 1) - begin;
             tile.a = g->a + (strips ? begin / TFM__TILE_ROWS : begin) * g->a_row;
             tile.c = g->c + begin * g->c_row + col;
-            /* a line each step: of what is packed after this; then of the next strip, which lies in a far cache */
-            tile.ahead = (const char *)(tile.a + (!strips ? 0 : i + 1 < count ? g->a_row : (1 - count) * g->a_row));
-            tile.ahead_row = strips ? TFM__TILE_ROWS * (int64_t)sizeof(float) : 0;
-            if (g->ahead && line < g->ahead_cols) {
-                tile.ahead = (const char *)g->ahead + line;
-                tile.ahead_row = g->ahead_row;
-                line += 64;
-            }
+            TFM__FN(gemm_ahead)(g, &tile, i, count, col, width, &line);
             if (cols == width) {
                 TFM__FN(tiles)[height - 1].run[g->b_dtype](&tile);
             } else {
@@ -10045,6 +10058,12 @@ static void tfm__product_ahead(const tfm__product *p, int64_t k0, int64_t j, int
     g->ahead_cols = cols * tfm_dtype_size(p->b_dtype);
 }
 
+/* The depth of a block: the fewer rows, the deeper, so that C is seldom visited. */
+static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
+    const int64_t fits = k->block_m * k->block_k / tfm__round_up(rows, k->tile_rows);
+    return p->b_panels ? tfm__max64(k->block_k, tfm__min64(fits, 2048)) : k->block_k;
+}
+
 /* Rows [r0, r1), at most block_m unless A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile of
  * scratch. */
 static void tfm__product_block(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
@@ -10055,7 +10074,8 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     const int64_t step = !in_place ? TFM__PRODUCT_COLS : plain_bias ? j1 - j0 : TFM__PRODUCT_BIASES;
     /* one strip of A: nothing of B is kept in a cache for the next */
     const int whole = !packs_a && in_place && r1 - r0 <= k->tile_rows;
-    const int64_t most_k = !whole ? k->block_k : p->b_panels ? tfm__max64(p->depth, 1) : TFM__PLAIN_DEPTH;
+    const int64_t most_k = !whole ? tfm__product_depth(k, p, r1 - r0) : p->b_panels ? tfm__max64(p->depth, 1)
+        : TFM__PLAIN_DEPTH;
     const int64_t blocks = tfm__max64(tfm__ceil_div(p->depth, most_k), 1);
     const int64_t block_k = tfm__ceil_div(p->depth, blocks);
     tfm__gemm g;
@@ -10181,7 +10201,8 @@ static void tfm__product_pack_task(void *arg, int64_t begin, int64_t end, int sl
 static int64_t tfm__product_team(const tfm_ctx *c, const tfm__product *p) {
     const int64_t high = c->k->tile_rows, most = p->depth ? TFM__TEAM_BYTES / 4 / p->depth / high * high : 0;
     const int repacks_b = p->rows > c->k->block_m && !tfm__product_in_place(c->k, p, p->rows, p->cols);
-    if ((c->threads == 1 && !repacks_b) || most < c->k->block_m || !tfm__product_packs_a(c->k, p, p->rows, p->cols)) return 0;
+    if ((c->threads == 1 && !repacks_b) || most < c->k->block_m) return 0;
+    if (!tfm__product_packs_a(c->k, p, p->rows, p->cols)) return 0;
     return tfm__min64(tfm__round_up(p->rows, high), most);
 }
 
@@ -19352,9 +19373,9 @@ TFM__STRICT_FP_END
 #undef TFM__EDGE_WHOLE
 #undef TFM__EQ1
 #undef TFM__FD
-#undef TFM__FETCH_AHEAD
+#undef TFM__FETCH_LINE
+#undef TFM__FETCH_LINES
 #undef TFM__FETCH_NEAR
-#undef TFM__FETCH_NEXT
 #undef TFM__FILL_CHUNK
 #undef TFM__FINISH
 #undef TFM__FINISH_CASE
