@@ -2779,9 +2779,9 @@ TFM__UNUSED static void tfm__cpu_read(tfm__cpu_record *r) {
 typedef struct tfm__gemm {
     int64_t rows, cols, depth;
     const float *a;
-    /* Row-major A: a_col = 1, a_row its row stride. Strips of tile_rows rows (pack_strips): a_col = tile_rows, a_row =
-     * elements between strips (tile_rows * depth they were packed with). */
-    int64_t a_row, a_col;
+    /* strips 0: row-major A, a_row its row stride. Else as many strips (pack_strips), a_row the elements between them:
+     * tile_rows times the depth they were packed with. */
+    int64_t a_row, strips;
     const void *b;
     int b_dtype;               /* TFM_F32, TFM_F16, TFM_BF16 */
     int64_t b_row, b_panel;
@@ -2845,8 +2845,8 @@ struct tfm__kernels {
      * padded columns */
     void (*pack_panels)(void *dst, int dst_dtype, const void *src, int src_dtype, int64_t src_col, int64_t src_k,
                         int64_t cols, int64_t depth);
-    /* dst strips [rows/tile_rows][depth][tile_rows] f32 from src element (r, k) at src[r * src_row + k * src_k];
-     * zero padded rows */
+    /* dst ceil(rows / tile_rows) strips [depth][tile_rows] f32, of as even heights as can be (tfm__strip_begin), from
+     * src element (r, k) at src[r * src_row + k * src_k] */
     void (*pack_strips)(float *dst, const void *src, int src_dtype, int64_t src_row, int64_t src_k, int64_t rows,
                         int64_t depth);
     /* dst[r * dst_row + j] = src[j * src_row + r] for r < rows, j < cols */
@@ -2899,6 +2899,11 @@ typedef struct tfm__tile {
     const char *ahead;         /* what is fetched into L2 meanwhile: ahead_row bytes a step, or that far apart; */
     int64_t ahead_row;         /* 0: nothing */
 } tfm__tile;
+
+/* Where strip i begins when `count` of them share `rows` rows evenly: the first rows % count have one more. */
+TFM__UNUSED static int64_t tfm__strip_begin(int64_t rows, int64_t count, int64_t i) {
+    return i * (rows / count) + tfm__min64(i, rows % count);
+}
 
 /* Bits of 2/pi behind the binary point, after 32 zeros. */
 static const uint32_t tfm__two_over_pi[8] = {
@@ -4649,11 +4654,6 @@ static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t row, int64_t rows, 
     }
 }
 
-/* Where the strips of a band begin: `count` strips share `rows` rows evenly. */
-TFM__ALWAYS_INLINE int64_t TFM__FN(strip_begin)(int64_t rows, int64_t count, int64_t i) {
-    return i * (rows / count) + tfm__min64(i, rows % count);
-}
-
 /* What is left of the columns from col on, where no tile fits: pieces of panels, four rows at a time. */
 static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_t rows, int64_t col, int64_t cols) {
     const int64_t width = TFM__EDGE_COLS * TFM__W, size = g->b_dtype == TFM_F32 ? 4 : 2;
@@ -4688,24 +4688,23 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
     } else if (count > 1 && g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col + width < g->cols) {
         tile->ahead = (const char *)tile->b[0] + (panels + i * panels / count) * g->b_panel * size;
         tile->ahead += i * panels % count * TFM__PANEL * size * g->depth / count;
-        tile->ahead_row = bytes / count;
-    } else if (g->a_col != 1) {
+        tile->ahead_row = tfm__ceil_div(bytes, count);
+    } else if (g->strips) {
         tile->ahead += (i + 1 < count ? g->a_row : (1 - count) * g->a_row) * (int64_t)sizeof(float);
         tile->ahead_row = TFM__TILE_ROWS * (int64_t)sizeof(float);
     }
 }
 
-/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide. */
-static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t count) {
-    const int strips = g->a_col != 1; /* A is packed */
+/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide; strip: the first one's number. */
+static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t strip, int64_t count) {
     const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2;
     const int64_t width = TFM__FN(tiles)[tfm__ceil_div(rows, count) - 1].cols;
     tfm__tile tile;
     int64_t col, i, p, line = 0;
     tile.depth = g->depth;
     tile.accumulate = g->accumulate;
-    tile.a_row = strips ? 1 : g->a_row;
-    tile.a_step = g->a_col;
+    tile.a_row = g->strips ? 1 : g->a_row;
+    tile.a_step = g->strips ? TFM__TILE_ROWS : 1;
     tile.b_row = g->b_row;
     tile.c_row = g->c_row;
     for (col = 0; col < g->cols; col += width) {
@@ -4715,9 +4714,9 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
             tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
         }
         for (i = 0; i < count; i++) {
-            const int64_t begin = first + TFM__FN(strip_begin)(rows, count, i);
-            const int64_t height = first + TFM__FN(strip_begin)(rows, count, i + 1) - begin;
-            tile.a = g->a + (strips ? begin / TFM__TILE_ROWS : begin) * g->a_row;
+            const int64_t begin = first + tfm__strip_begin(rows, count, i);
+            const int64_t height = first + tfm__strip_begin(rows, count, i + 1) - begin;
+            tile.a = g->a + (g->strips ? strip + i : begin) * g->a_row;
             tile.c = g->c + begin * g->c_row + col;
             TFM__FN(gemm_ahead)(g, &tile, i, count, col, width, &line);
             if (cols == width) {
@@ -4731,7 +4730,6 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
 }
 
 static void TFM__FN(gemm)(const tfm__gemm *g) {
-    const int64_t whole = g->rows / TFM__TILE_ROWS * TFM__TILE_ROWS;
     int64_t r, j, count, height, higher;
     if (g->rows <= 0 || g->cols <= 0) return;
     if (g->depth <= 0) {
@@ -4741,19 +4739,14 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
         TFM__FN(gemm_finish)(g, 0, g->rows, 0, g->cols);
         return;
     }
-    if (g->a_col != 1) { /* strips are as high as they were packed */
-        if (whole > 0) TFM__FN(gemm_band)(g, 0, whole, whole / TFM__TILE_ROWS);
-        if (whole < g->rows) TFM__FN(gemm_band)(g, whole, g->rows - whole, 1);
-        return;
-    }
-    count = tfm__ceil_div(g->rows, TFM__TILE_ROWS); /* strips as even as can be: the first `higher` have one row more */
+    count = g->strips ? g->strips : tfm__ceil_div(g->rows, TFM__TILE_ROWS);
     height = g->rows / count;
-    higher = g->rows % count;
+    higher = g->rows % count; /* the first `higher` strips have one row more */
     if (higher > 0 && TFM__FN(tiles)[height].cols != TFM__FN(tiles)[height - 1].cols) {
-        TFM__FN(gemm_band)(g, 0, (height + 1) * higher, higher);
-        TFM__FN(gemm_band)(g, (height + 1) * higher, height * (count - higher), count - higher);
+        TFM__FN(gemm_band)(g, 0, (height + 1) * higher, 0, higher);
+        TFM__FN(gemm_band)(g, (height + 1) * higher, height * (count - higher), higher, count - higher);
     } else {
-        TFM__FN(gemm_band)(g, 0, g->rows, count);
+        TFM__FN(gemm_band)(g, 0, g->rows, 0, count);
     }
 }
 
@@ -4933,8 +4926,10 @@ static void TFM__FN(pack_strips)(float *dst, const void *src, int src_dtype, int
                                  int64_t rows, int64_t depth) {
     float square[TFM__W * TFM__W], turned[TFM__W * TFM__W];
     const int64_t groups = (TFM__TILE_ROWS + TFM__W - 1) / TFM__W;
-    int64_t first, k, i, group;
-    for (first = 0; first < rows; first += TFM__TILE_ROWS, dst += TFM__TILE_ROWS * depth) {
+    const int64_t count = tfm__ceil_div(rows, TFM__TILE_ROWS);
+    int64_t strip, k, i, group;
+    for (strip = 0; strip < count; strip++, dst += TFM__TILE_ROWS * depth) {
+        const int64_t first = tfm__strip_begin(rows, count, strip);
         for (k = 0; k < depth; k += src_k == 1 ? TFM__W : 1) {
             for (group = groups - 1; group >= 0; group--) {
                 const int64_t r = group * TFM__W;
@@ -4972,7 +4967,6 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     g.depth = t->key_size;
     g.a = t->q;
     g.a_row = t->q_row;
-    g.a_col = 1;
     g.b = t->k;
     g.b_dtype = t->k_dtype;
     g.b_row = TFM__PANEL;
@@ -5103,7 +5097,6 @@ static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
     g.depth = t->keys;
     g.a = t->scores;
     g.a_row = TFM__BLOCK_KEYS;
-    g.a_col = 1;
     g.b = t->v;
     g.b_dtype = t->v_dtype;
     g.b_row = t->v_row;
@@ -9970,8 +9963,9 @@ TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p) {
 typedef struct tfm__product {
     int64_t rows, cols, depth;
     const void *a;
-    int a_dtype, a_strips;       /* a_strips 1: [ceil(rows / tile_rows)][depth][tile_rows] */
-    int64_t a_row, a_col;        /* else element (r, k) at a[r * a_row + k * a_col] */
+    int a_dtype;
+    int64_t a_row, a_col;        /* element (r, k) at a[r * a_row + k * a_col] */
+    int64_t strips;              /* but if this is not 0, a is so many f32 strips of the kernel's, whole in depth */
     const void *b;
     int b_dtype, b_panels;       /* b_panels 1: [ceil(cols / 16)][depth][16] */
     int64_t b_row, b_col;        /* else element (k, j) at b[k * b_row + j * b_col] */
@@ -9990,6 +9984,7 @@ typedef struct tfm__product {
 #define TFM__PRODUCT_B (TFM__PRODUCT_A + 156 * 768)      /* block_k x TFM__PRODUCT_COLS */
 #define TFM__PRODUCT_C (TFM__PRODUCT_B + 768 * TFM__PRODUCT_COLS)  /* of a C in f16 or bf16 */
 #define TFM__PRODUCT_NARROW (192 * 256)                  /* elements of such a C at a time */
+#define TFM__PRODUCT_HIGH (TFM__PRODUCT_NARROW / TFM__PRODUCT_COLS) /* and rows */
 #define TFM__PRODUCT_BIAS (TFM__PRODUCT_C + TFM__PRODUCT_NARROW)
 #define TFM__PRODUCT_BIASES 2048                         /* columns of a bias that has to be converted */
 #define TFM__PRODUCT_END (TFM__PRODUCT_BIAS + TFM__PRODUCT_BIASES)
@@ -10016,7 +10011,7 @@ static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__produc
 }
 
 static int tfm__product_packs_a(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t cols) {
-    if (p->a_strips) return 0;
+    if (p->strips) return 0;
     if (p->a_dtype != TFM_F32 || (p->a_col != 1 && p->depth > 1)) return 1;
     return rows > k->tile_rows && rows >= TFM__PACK_ROWS && cols >= TFM__PACK_COLS;
 }
@@ -10064,7 +10059,7 @@ static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__produ
     return p->b_panels ? tfm__max64(k->block_k, tfm__min64(fits, 2048)) : k->block_k;
 }
 
-/* Rows [r0, r1), at most block_m unless A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile of
+/* Rows [r0, r1), at most block_m, or all if A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile of
  * scratch. */
 static void tfm__product_block(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
                                int64_t j1, float *scratch, float *c, int64_t c_row) {
@@ -10085,22 +10080,23 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     g.c_row = c_row;
     g.activation = p->activation;
     do {
-        const char *const a = p->a_strips ? NULL : tfm__byte(p->a, p->a_dtype, r0 * p->a_row + k0 * p->a_col);
         g.depth = tfm__min64(block_k, p->depth - k0);
         g.accumulate = k0 > 0;
         g.finish = k0 + g.depth == p->depth;
-        g.a = (const float *)(const void *)a;
-        g.a_row = p->a_row;
-        g.a_col = 1;
-        if (p->a_strips) {
-            g.a = (const float *)p->a + r0 * p->depth + k0 * k->tile_rows;
+        g.strips = p->strips;
+        if (p->strips) {
+            g.a = (const float *)p->a + k0 * k->tile_rows;
             g.a_row = k->tile_rows * p->depth;
-            g.a_col = k->tile_rows;
-        } else if (packs_a) {
-            k->pack_strips(scratch + TFM__PRODUCT_A, a, p->a_dtype, p->a_row, p->a_col, g.rows, g.depth);
-            g.a = scratch + TFM__PRODUCT_A;
-            g.a_row = k->tile_rows * g.depth;
-            g.a_col = k->tile_rows;
+        } else {
+            const char *const a = tfm__byte(p->a, p->a_dtype, r0 * p->a_row + k0 * p->a_col);
+            g.a = (const float *)(const void *)a;
+            g.a_row = p->a_row;
+            if (packs_a) {
+                k->pack_strips(scratch + TFM__PRODUCT_A, a, p->a_dtype, p->a_row, p->a_col, g.rows, g.depth);
+                g.strips = tfm__ceil_div(g.rows, k->tile_rows);
+                g.a = scratch + TFM__PRODUCT_A;
+                g.a_row = k->tile_rows * g.depth;
+            }
         }
         for (j = j0; j < j1; j += step) {
             g.cols = tfm__min64(step, j1 - j);
@@ -10118,13 +10114,12 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     } while (k0 < p->depth);
 }
 
-/* Rows [r0, r1) and columns [j0, j1), j0 a multiple of 16, on this thread; scratch: TFM__SCRATCH_BYTES. r0 is where a
- * strip begins if A is in strips. */
+/* Rows [r0, r1) and columns [j0, j1), j0 a multiple of 16, on this thread; scratch: TFM__SCRATCH_BYTES. All rows if A is
+ * in strips, and then no more than TFM__PRODUCT_HIGH if C is not in f32. */
 static void tfm__product_tile(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
                               int64_t j1, void *scratch) {
     float *const s = (float *)scratch;
-    const int64_t size = tfm_dtype_size(p->c_dtype), least = TFM__PRODUCT_NARROW / TFM__PRODUCT_COLS / 12 * 12;
-    const int64_t most = !p->a_strips ? k->block_m : p->c_dtype == TFM_F32 ? r1 - r0 : least;
+    const int64_t size = tfm_dtype_size(p->c_dtype), most = p->strips ? r1 - r0 : k->block_m;
     int64_t r, j, i;
     for (r = r0; r < r1; r += most) {
         const int64_t last = tfm__min64(r1, r + most);
@@ -10152,9 +10147,20 @@ static void tfm__product_tile(const struct tfm__kernels *k, const tfm__product *
 typedef struct tfm__product_job {
     tfm_ctx *c;
     const tfm__product *p;
-    int64_t tile_rows, tile_cols, row_tiles;
+    int64_t tile_rows, tile_cols, row_tiles; /* tile_rows: strips, where A is in strips */
     float *strips;               /* of a team */
 } tfm__product_job;
+
+/* Strips [s0, s1) of p. */
+static tfm__product tfm__product_strips(const struct tfm__kernels *k, const tfm__product *p, int64_t s0, int64_t s1) {
+    const int64_t first = tfm__strip_begin(p->rows, p->strips, s0);
+    tfm__product part = *p;
+    part.rows = tfm__strip_begin(p->rows, p->strips, s1) - first;
+    part.strips = s1 - s0;
+    part.a = (const float *)p->a + s0 * k->tile_rows * p->depth;
+    part.c = (char *)p->c + first * p->c_row * tfm_dtype_size(p->c_dtype);
+    return part;
+}
 
 static void tfm__product_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__product_job *const job = (const tfm__product_job *)arg;
@@ -10162,8 +10168,15 @@ static void tfm__product_task(void *arg, int64_t begin, int64_t end, int slot) {
     int64_t item;
     for (item = begin; item < end; ++item) {
         const int64_t r = item % job->row_tiles * job->tile_rows, j = item / job->row_tiles * job->tile_cols;
-        tfm__product_tile(job->c->k, p, r, tfm__min64(p->rows, r + job->tile_rows), j,
-                          tfm__min64(p->cols, j + job->tile_cols), tfm__scratch(job->c, slot));
+        const int64_t end_col = tfm__min64(p->cols, j + job->tile_cols);
+        void *const scratch = tfm__scratch(job->c, slot);
+        if (p->strips) {
+            const int64_t end_strip = tfm__min64(p->strips, r + job->tile_rows);
+            const tfm__product part = tfm__product_strips(job->c->k, p, r, end_strip);
+            tfm__product_tile(job->c->k, &part, 0, part.rows, j, end_col, scratch);
+        } else {
+            tfm__product_tile(job->c->k, p, r, tfm__min64(p->rows, r + job->tile_rows), j, end_col, scratch);
+        }
     }
 }
 
@@ -10172,34 +10185,37 @@ static double tfm__product_work(const tfm__product *p) {
     return tfm__max64(p->rows, 2) == 2 ? 2.0 * flops : flops; /* few rows wait for B's bytes, not for arithmetic */
 }
 
-/* Cuts C into tiles for all slots. In columns when A is packed already: each slot packs its own part of B. */
+/* Cuts C into tiles for all slots; by columns first when A is in strips: each slot packs its own part of B. */
 static void tfm__product_grid(tfm_ctx *c, const tfm__product *p) {
-    const int64_t wanted = c->threads > 1 ? 4 * (int64_t)c->threads : 1, high = c->k->tile_rows;
+    const int64_t wanted = c->threads > 1 ? 4 * (int64_t)c->threads : 1, high = p->strips ? 1 : c->k->tile_rows;
+    const int64_t rows = p->strips ? p->strips : p->rows, col_groups = tfm__ceil_div(p->cols, TFM__PRODUCT_COLS);
+    const int64_t row_tiles = p->strips ? tfm__ceil_div(wanted, col_groups) : tfm__ceil_div(rows, c->k->block_m);
     tfm__product_job job;
-    int64_t col_tiles, row_tiles = tfm__ceil_div(p->rows, c->k->block_m);
     job.c = c;
     job.p = p;
-    if (p->a_strips) row_tiles = tfm__ceil_div(wanted, tfm__ceil_div(p->cols, TFM__PRODUCT_COLS));
-    job.tile_rows = tfm__round_up(tfm__ceil_div(p->rows, row_tiles), high);
-    job.row_tiles = tfm__ceil_div(p->rows, job.tile_rows);
+    job.tile_rows = tfm__round_up(tfm__ceil_div(rows, row_tiles), high);
+    job.row_tiles = tfm__ceil_div(rows, job.tile_rows);
     job.tile_cols = tfm__round_up(tfm__ceil_div(p->cols, tfm__ceil_div(wanted, job.row_tiles)), TFM__PRODUCT_COLS);
-    col_tiles = tfm__ceil_div(p->cols, job.tile_cols);
-    tfm__for(c, job.row_tiles * col_tiles, 1, tfm__product_work(p), tfm__product_task, &job);
+    tfm__for(c, job.row_tiles * tfm__ceil_div(p->cols, job.tile_cols), 1, tfm__product_work(p), tfm__product_task, &job);
 }
 
 static void tfm__product_pack_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__product_job *const job = (const tfm__product_job *)arg;
     const tfm__product *const p = job->p;
     const struct tfm__kernels *const k = job->c->k;
-    const int64_t first = begin * k->tile_rows, last = tfm__min64(end * k->tile_rows, p->rows);
+    const int64_t count = tfm__ceil_div(p->rows, k->tile_rows);
     (void)slot;
-    k->pack_strips(job->strips + first * p->depth, tfm__byte(p->a, p->a_dtype, first * p->a_row), p->a_dtype, p->a_row,
-                   p->a_col, last - first, p->depth);
+    for (; begin < end; ++begin) {
+        const int64_t first = tfm__strip_begin(p->rows, count, begin);
+        k->pack_strips(job->strips + begin * k->tile_rows * p->depth, tfm__byte(p->a, p->a_dtype, first * p->a_row),
+                       p->a_dtype, p->a_row, p->a_col, tfm__strip_begin(p->rows, count, begin + 1) - first, p->depth);
+    }
 }
 
 /* Rows of A that a team packs at a time; 0: no team. */
 static int64_t tfm__product_team(const tfm_ctx *c, const tfm__product *p) {
-    const int64_t high = c->k->tile_rows, most = p->depth ? TFM__TEAM_BYTES / 4 / p->depth / high * high : 0;
+    const int64_t high = c->k->tile_rows, fit = p->depth ? TFM__TEAM_BYTES / 4 / p->depth / high * high : 0;
+    const int64_t most = p->c_dtype == TFM_F32 ? fit : tfm__min64(fit, TFM__PRODUCT_HIGH / high * high);
     const int repacks_b = p->rows > c->k->block_m && !tfm__product_in_place(c->k, p, p->rows, p->cols);
     if ((c->threads == 1 && !repacks_b) || most < c->k->block_m) return 0;
     if (!tfm__product_packs_a(c->k, p, p->rows, p->cols)) return 0;
@@ -10208,29 +10224,27 @@ static int64_t tfm__product_team(const tfm_ctx *c, const tfm__product *p) {
 
 /* The product, with shared strips of `team` rows at `strips` when team > 0. */
 static void tfm__product_compute(tfm_ctx *c, const tfm__product *p, int64_t team, float *strips) {
-    const int64_t size = tfm_dtype_size(p->c_dtype), chunks = team ? tfm__ceil_div(p->rows, team) : 0;
-    const int64_t chunk = team ? tfm__round_up(tfm__ceil_div(p->rows, chunks), c->k->tile_rows) : 0;
-    tfm__product part = *p;
-    tfm__product_job job;
-    int64_t first;
+    const int64_t high = c->k->tile_rows, size = tfm_dtype_size(p->c_dtype);
+    int64_t first, chunk;
     if (p->rows == 0 || p->cols == 0) return;
     if (team == 0) {
         tfm__product_grid(c, p);
         return;
     }
-    job.c = c;
-    job.p = &part;
-    job.strips = strips;
+    chunk = tfm__round_up(tfm__ceil_div(p->rows, tfm__ceil_div(p->rows, team)), high);
     for (first = 0; first < p->rows; first += chunk) {
-        part = *p;
+        tfm__product part = *p;
+        tfm__product_job job;
         part.rows = tfm__min64(chunk, p->rows - first);
         part.a = tfm__byte(p->a, p->a_dtype, first * p->a_row);
         part.c = (char *)p->c + first * p->c_row * size;
-        tfm__for(c, tfm__ceil_div(part.rows, c->k->tile_rows), 1, 8.0 * (double)part.rows * (double)p->depth,
+        job.c = c;
+        job.p = &part;
+        job.strips = strips;
+        tfm__for(c, tfm__ceil_div(part.rows, high), 1, 8.0 * (double)part.rows * (double)p->depth,
                  tfm__product_pack_task, &job);
         part.a = strips;
-        part.a_dtype = TFM_F32;
-        part.a_strips = 1;
+        part.strips = tfm__ceil_div(part.rows, high);
         tfm__product_grid(c, &part);
     }
 }
@@ -19468,6 +19482,7 @@ TFM__STRICT_FP_END
 #undef TFM__PRODUCT_C
 #undef TFM__PRODUCT_COLS
 #undef TFM__PRODUCT_END
+#undef TFM__PRODUCT_HIGH
 #undef TFM__PRODUCT_NARROW
 #undef TFM__RAISE1
 #undef TFM__RANDOM_RUN

@@ -904,17 +904,17 @@ Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
 
 /* -- packing ------------------------------------------------------------------------------------------------------- */
 
-/* Element (j, k) of panels: [j / 16][k][j % 16]; (r, k) of strips: [r / tile_rows][k][r % tile_rows]. */
+/* Element (j, k) of panels: [j / 16][k][j % 16]; (r, k) of strips: [strip][k][r - first row of the strip]. */
 static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols, int64_t depth, int64_t col_step,
                           int64_t k_step) {
     const int64_t span = cols && depth ? (cols - 1) * col_step + (depth - 1) * k_step + 1 : 0, tile = k->tile_rows;
-    const int64_t panels = (cols + PANEL - 1) / PANEL * PANEL, strips = (cols + tile - 1) / tile * tile;
+    const int64_t panels = (cols + PANEL - 1) / PANEL * PANEL, strips = (cols + tile - 1) / tile;
     void *src = room(0, span * float_size(from)), *dst = room(1, panels * depth * float_size(to));
-    float *packed = floats(2, strips * depth);
-    int64_t i, j;
+    float *packed = floats(2, strips * tile * depth);
+    int64_t i, j, strip;
     for (i = 0; i < span; i++) set_element(src, from, i, normal());
     memset(dst, 0x55, (size_t)(panels * depth * float_size(to)));
-    fill_value(packed, strips * depth, (float)NAN);
+    fill_value(packed, strips * tile * depth, (float)NAN);
     k->pack_panels(dst, to, src, from, col_step, k_step, cols, depth);
     k->pack_strips(packed, src, from, col_step, k_step, cols, depth);
     for (j = 0; j < panels; j++)
@@ -926,13 +926,13 @@ static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols,
                   float_name[to], float_name[from], (long long)cols, (long long)depth, (long long)col_step,
                   (long long)k_step, (long long)j, (long long)i, (double)is, (double)want);
         }
-    for (j = 0; j < strips; j++)
-        for (i = 0; i < depth; i++) {
-            const float want = j < cols ? element(src, from, j * col_step + i * k_step) : 0;
-            CHECK(packed[(j / tile * depth + i) * tile + j % tile] == want,
-                  "%s: strips from %s, %lld x %lld: (%lld, %lld)", k->name, float_name[from], (long long)cols,
-                  (long long)depth, (long long)j, (long long)i);
-        }
+    for (strip = 0; strip < strips; strip++)
+        for (j = tfm__strip_begin(cols, strips, strip); j < tfm__strip_begin(cols, strips, strip + 1); j++)
+            for (i = 0; i < depth; i++)
+                CHECK(packed[(strip * depth + i) * tile + j - tfm__strip_begin(cols, strips, strip)] ==
+                          element(src, from, j * col_step + i * k_step),
+                      "%s: strips from %s, %lld x %lld: (%lld, %lld)", k->name, float_name[from], (long long)cols,
+                      (long long)depth, (long long)j, (long long)i);
 }
 
 Test(kernels, packing_puts_every_element_in_its_place_and_zeros_in_the_rest) {
@@ -1012,7 +1012,7 @@ static tfm__gemm plain_form(const product *p, float *c) {
     tfm__gemm g;
     memset(&g, 0, sizeof g);
     g.rows = p->m, g.cols = p->n, g.depth = p->depth;
-    g.a = p->a, g.a_row = p->a_row, g.a_col = 1;
+    g.a = p->a, g.a_row = p->a_row;
     g.b = p->panels, g.b_dtype = p->dtype, g.b_row = PANEL, g.b_panel = PANEL * p->depth;
     g.c = c, g.c_row = p->c_row;
     g.finish = 1, g.activation = p->activation, g.bias = p->bias;
@@ -1078,7 +1078,7 @@ static void check_forms(const product *p) {
             g.finish = at + g.depth == p->depth;
             g.a = form ? p->strips + at * tile : p->a + at;
             g.b = (const char *)p->panels + size * PANEL * at;
-            if (form) g.a_col = tile, g.a_row = tile * p->depth;
+            if (form) g.strips = (p->m + tile - 1) / tile, g.a_row = tile * p->depth;
             if (form == 2) g.b = (const char *)p->bt + size * p->b_row * at, g.b_row = p->b_row, g.b_panel = PANEL;
             p->k->gemm(&g);
         }
@@ -1089,7 +1089,7 @@ static void check_forms(const product *p) {
     }
     c = fresh_c(p);
     g = plain_form(p, c);
-    g.a = p->strips, g.a_col = tile, g.a_row = tile * p->depth;
+    g.a = p->strips, g.strips = (p->m + tile - 1) / tile, g.a_row = tile * p->depth;
     p->k->gemm(&g);
     EXPECT_SAME(p, c, "packed A");
     c = fresh_c(p);
@@ -1162,7 +1162,8 @@ Test(kernels, a_product_cut_at_every_block_edge_has_the_bits_of_the_whole) {
                     g.depth = depth - i < bk ? depth - i : bk;
                     g.accumulate = i > 0;
                     g.finish = i + g.depth == depth;
-                    g.a = p.strips + r * depth + i * tile, g.a_col = tile, g.a_row = tile * depth;
+                    k->pack_strips(p.strips, p.a + r * p.a_row + i, TFM_F32, p.a_row, 1, g.rows, g.depth);
+                    g.a = p.strips, g.strips = (g.rows + tile - 1) / tile, g.a_row = tile * g.depth;
                     g.b = (const float *)p.panels + j * depth + i * PANEL;
                     g.bias = p.bias + j;
                     k->gemm(&g);
@@ -1204,7 +1205,7 @@ Test(kernels, nan_and_infinity_reach_their_row_and_column_and_no_other) {
                 p.a[row * p.a_row + at] = poison;
                 set_element(p.panels, p.dtype, (col / PANEL * depth + (at + 1) % depth) * PANEL + col % PANEL, poison);
                 k->pack_strips(p.strips, p.a, TFM_F32, p.a_row, 1, m, depth);
-                if (packed) g.a = p.strips, g.a_col = k->tile_rows, g.a_row = k->tile_rows * depth;
+                if (packed) g.a = p.strips, g.strips = 3, g.a_row = k->tile_rows * depth;
                 k->gemm(&g);
                 for (r = 0; r < m; r++)
                     for (j = 0; j < n; j++) {
