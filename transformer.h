@@ -4431,10 +4431,11 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__COL_ROWS(R, load) TFM__ROWS##R
 #define TFM__COL_LOAD(R, load) load
 #define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
-/* Few rows wait for B's bytes. Those 2 KB ahead in the same panels are fetched into L1 (from the last-level cache 0.8
- * of a read without); or what is read later into L2: a decoder's keys and values come in pieces too short for the
- * hardware to see where they go on (0.5 of the bandwidth without, 0.9 with). Both at once are slower. */
-#define TFM__NEAR(V, i) v_prefetch_l2((const char *)(b[i] + k) + ((V) * TFM__W > 32 ? 2048 : (V) * TFM__W > 16 ? 4096 : 8192));
+/* Few rows wait for B's bytes. What comes 8 KB later, counted over all panels, is fetched into L2 (1 x 4096 x 4096: 0.9
+ * of the read bandwidth; 4 KB or 16 KB 0.8, into L1 0.8); or what gemm_ahead says: a decoder's keys and values come in
+ * pieces too short for the hardware to see where they go on (0.5 without, 0.9 with). Both at once are slower. */
+#define TFM__NEAR_BYTES(V) ((V) * TFM__W > 32 ? 2048 : (V) * TFM__W > 16 ? 4096 : 8192)
+#define TFM__NEAR(V, i) v_prefetch_l2((const char *)(b[i] + k) + TFM__NEAR_BYTES(V));
 #define TFM__FETCH_NEAR(V, type) \
     TFM__NEAR(V, 0) \
     if ((V) * TFM__W > 16) { TFM__NEAR(V, 1) } \
@@ -4670,11 +4671,11 @@ static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_
     }
 }
 
-/* What strip i of `count` fetches while it works on columns [col, col + width): what is read after the product; rows that
- * are packed after it, a line of each; its share of the panels that all strips read next; the strip that comes next,
- * which may lie in a far cache; or nothing. */
-static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t col, int64_t width,
-                                int64_t *line) {
+/* What strip i of `count` fetches while it works on columns [col, col + width): what is read after the product; rows
+ * that are packed after it, a line of each; its share of the panels that all strips read next; the strip that comes
+ * next, which may lie in a far cache; or nothing. */
+static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t col,
+                                int64_t width, int64_t *line) {
     const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2, bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
     tile->ahead = (const char *)tile->a;
     tile->ahead_row = 0;
@@ -19451,6 +19452,7 @@ TFM__STRICT_FP_END
 #undef TFM__NAME_MAX
 #undef TFM__NAN1
 #undef TFM__NEAR
+#undef TFM__NEAR_BYTES
 #undef TFM__NEON
 #undef TFM__NOINLINE
 #undef TFM__NOT1
