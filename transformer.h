@@ -4696,7 +4696,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
     }
 }
 
-/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide; strip: the first one's number. */
+/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide, the first one number `strip`. */
 static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t strip, int64_t count) {
     const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2;
     const int64_t width = TFM__FN(tiles)[tfm__ceil_div(rows, count) - 1].cols;
@@ -10060,8 +10060,8 @@ static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__produ
     return p->b_panels ? tfm__max64(k->block_k, tfm__min64(fits, 2048)) : k->block_k;
 }
 
-/* Rows [r0, r1), at most block_m, or all if A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile of
- * scratch. */
+/* Rows [r0, r1), at most block_m, or all if A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile
+ * of scratch. */
 static void tfm__product_block(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
                                int64_t j1, float *scratch, float *c, int64_t c_row) {
     const int packs_a = tfm__product_packs_a(k, p, r1 - r0, j1 - j0);
@@ -10115,8 +10115,8 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     } while (k0 < p->depth);
 }
 
-/* Rows [r0, r1) and columns [j0, j1), j0 a multiple of 16, on this thread; scratch: TFM__SCRATCH_BYTES. All rows if A is
- * in strips, and then no more than TFM__PRODUCT_HIGH if C is not in f32. */
+/* Rows [r0, r1) and columns [j0, j1), j0 a multiple of 16, on this thread; scratch: TFM__SCRATCH_BYTES. All rows if A
+ * is in strips, and then no more than TFM__PRODUCT_HIGH if C is not in f32. */
 static void tfm__product_tile(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
                               int64_t j1, void *scratch) {
     float *const s = (float *)scratch;
