@@ -4696,7 +4696,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
     }
 }
 
-/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide, the first one number `strip`. */
+/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide, the first number `strip`. */
 static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t strip, int64_t count) {
     const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2;
     const int64_t width = TFM__FN(tiles)[tfm__ceil_div(rows, count) - 1].cols;
@@ -10197,7 +10197,8 @@ static void tfm__product_grid(tfm_ctx *c, const tfm__product *p) {
     job.tile_rows = tfm__round_up(tfm__ceil_div(rows, row_tiles), high);
     job.row_tiles = tfm__ceil_div(rows, job.tile_rows);
     job.tile_cols = tfm__round_up(tfm__ceil_div(p->cols, tfm__ceil_div(wanted, job.row_tiles)), TFM__PRODUCT_COLS);
-    tfm__for(c, job.row_tiles * tfm__ceil_div(p->cols, job.tile_cols), 1, tfm__product_work(p), tfm__product_task, &job);
+    tfm__for(c, job.row_tiles * tfm__ceil_div(p->cols, job.tile_cols), 1, tfm__product_work(p), tfm__product_task,
+             &job);
 }
 
 static void tfm__product_pack_task(void *arg, int64_t begin, int64_t end, int slot) {
