@@ -4944,16 +4944,32 @@ TFM__NOINLINE void TFM__FN(transpose_square)(float *dst, int64_t dst_row, const 
 }
 #endif
 
+/* Blocks of 16 x 16, whole cache lines of both sides: rows that lie a multiple of 4096 bytes apart share a set of L1, which
+ * a line half written would leave (AVX2, 1024 columns of dst in L3: 0.47 ms, 0.21). No prefetcher follows a column of
+ * src: its lines are fetched two blocks ahead (AVX2, from memory: 0.57 ms, 0.32). */
+#define TFM__T_LINE 16
+#define TFM__T_AHEAD 32 /* rows of src */
 static void TFM__FN(transpose)(float *dst, int64_t dst_row, const float *src, int64_t src_row, int64_t rows,
                                int64_t cols) {
-    int64_t r, j, i, whole;
-    for (j = 0; j < cols; j += TFM__W) {
-        whole = j + TFM__W <= cols ? rows / TFM__W * TFM__W : 0;
-        for (r = 0; r < whole; r += TFM__W) {
-            TFM__FN(transpose_square)(dst + r * dst_row + j, dst_row, src + j * src_row + r, src_row);
-        }
-        for (; r < rows; r++) {
-            for (i = j; i < tfm__min64(j + TFM__W, cols); i++) dst[r * dst_row + i] = src[i * src_row + r];
+    for (int64_t top = 0; top < rows; top += TFM__T_LINE) {
+        const int64_t bottom = tfm__min64(top + TFM__T_LINE, rows);
+        for (int64_t left = 0; left < cols; left += TFM__T_LINE) {
+            const int64_t right = tfm__min64(left + TFM__T_LINE, cols);
+            int64_t r = top, i, j;
+            for (j = left + TFM__T_AHEAD; j < tfm__min64(right + TFM__T_AHEAD, cols); j++) {
+                v_prefetch(src + j * src_row + top);
+            }
+            for (; r + TFM__W <= bottom; r += TFM__W) {
+                for (j = left; j + TFM__W <= right; j += TFM__W) {
+                    TFM__FN(transpose_square)(dst + r * dst_row + j, dst_row, src + j * src_row + r, src_row);
+                }
+                for (; j < right; j++) {
+                    for (i = r; i < r + TFM__W; i++) dst[i * dst_row + j] = src[j * src_row + i];
+                }
+            }
+            for (; r < bottom; r++) {
+                for (j = left; j < right; j++) dst[r * dst_row + j] = src[j * src_row + r];
+            }
         }
     }
 }
@@ -19583,7 +19599,9 @@ TFM__STRICT_FP_END
 #undef TFM__TILE_ENTRY
 #undef TFM__TILE_LIST
 #undef TFM__TILE_ROWS
+#undef TFM__T_AHEAD
 #undef TFM__T_HALF
+#undef TFM__T_LINE
 #undef TFM__T_LOAD
 #undef TFM__T_PAIR
 #undef TFM__T_QUAD
