@@ -4321,6 +4321,7 @@ TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, float *y, const float *x, const
             }
             if (what == TFM__SUM_PRODUCTS) TFM__FN(g_get)(b, w + i, end - i);
             switch (what) {
+            case TFM__SUM_EXP: sum[0] = v_add(sum[0], TFM__FOLD(v_add, a)); break; /* exp needs the registers */
             case TFM__SUM_SQUARES: TFM__EACH(sum[u] = v_fma(a[u], a[u], sum[u])) break;
             case TFM__SUM_PRODUCTS: TFM__EACH(sum[u] = v_fma(a[u], b[u], sum[u])) break;
             default: TFM__EACH(sum[u] = v_add(sum[u], a[u])) break;
@@ -4456,7 +4457,7 @@ TFM__NOINLINE void TFM__FN(norm_apply)(const tfm__norm *a, const float *x, float
 
 static void TFM__FN(norm)(tfm__norm *a, int subtract_mean) {
     const int64_t n = a->n;
-    const double length = n > 0 ? (double)n : 1.0;
+    const double share = n > 0 ? 1.0 / (double)n : 1.0;
     const float *x = a->x;
     if (a->residual) {
         float *const sum = a->sum_out ? a->sum_out : a->y;
@@ -4474,17 +4475,17 @@ static void TFM__FN(norm)(tfm__norm *a, int subtract_mean) {
         float c = v_sum(v_mul(TFM__FN(get)(x, m), v_set1(1.0f / (float)m)));
         double sum;
         TFM__FN(moments)(&sum, &square, x, c, n);
-        if (!(sum / length * sum <= 0.5 * square)) {
-            c = (float)((double)c + sum / length);
+        if (!(sum * share * sum <= 0.5 * square)) {
+            c = (float)((double)c + sum * share);
             TFM__FN(moments)(&sum, &square, x, c, n);
         }
-        sum /= length;
+        sum *= share;
         mean = (double)c + sum;
         low = mean - (double)(float)mean;
-        square = square / length - sum * sum;
+        square = square * share - sum * sum;
         if (square < 0.0) square = 0.0;
     } else {
-        square = TFM__FN(sum)(TFM__SUM_SQUARES, NULL, x, NULL, 0.0f, n) / length;
+        square = TFM__FN(sum)(TFM__SUM_SQUARES, NULL, x, NULL, 0.0f, n) * share;
     }
     a->mean = (float)mean;
     a->rstd = (float)(1.0 / sqrt(square + (double)a->eps));
