@@ -3047,6 +3047,8 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_round TFM__FN(v_round)                /* to the nearest integer, ties to even */
 #define v_copysign TFM__FN(v_copysign)          /* |a| with the sign of b */
 #define v_scale2 TFM__FN(v_scale2)    /* x * 2^n for 2^-20 < |x| < 2^20 and integral n in -180..180; a NaN x stays */
+#define v_grow_low TFM__FN(v_grow_low)          /* (1 + y) * 2^n for |y| < 0.5 and integral n in -180..60; NaN stays */
+#define v_grow_high TFM__FN(v_grow_high)        /* the same for n in -120..128 */
 #define v_power2 TFM__FN(v_power2)              /* 2^n for integral n in -126..127; of NaN any number */
 #define v_residue TFM__FN(v_residue)            /* p - a * b exactly, p = v_mul(a, b) */
 #define v_lt TFM__FN(v_lt)
@@ -3162,6 +3164,8 @@ TFM__ALWAYS_INLINE tfm__v v_atleast(tfm__v x, tfm__v low) { return _mm512_max_ps
 TFM__ALWAYS_INLINE tfm__v v_atmost(tfm__v x, tfm__v high) { return _mm512_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) { return _mm512_roundscale_ps(a, 8); }
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) { return _mm512_scalef_ps(x, n); }
+TFM__ALWAYS_INLINE tfm__v v_grow_low(tfm__v y, tfm__v n) { return v_scale2(v_add(y, v_set1(1.0f)), n); }
+TFM__ALWAYS_INLINE tfm__v v_grow_high(tfm__v y, tfm__v n) { return v_scale2(v_add(y, v_set1(1.0f)), n); }
 TFM__ALWAYS_INLINE tfm__v v_power2(tfm__v n) { return _mm512_scalef_ps(v_set1(1.0f), n); }
 
 TFM__ALWAYS_INLINE tfm__v v_load_h(const uint16_t *p) {
@@ -3707,6 +3711,16 @@ TFM__ALWAYS_INLINE tfm__v TFM__FN(power2)(tfm__i n) { return vi_as_v(vi_shl(vi_a
 
 TFM__ALWAYS_INLINE tfm__v v_power2(tfm__v n) { return TFM__FN(power2)(v_to_i(n)); }
 
+/* With 2^64 or 1/2 as a factor for a moment n goes into the exponent at once: half of v_scale2's operations. */
+TFM__ALWAYS_INLINE tfm__v TFM__FN(grow)(tfm__v y, tfm__v n, float by, float back) {
+    const tfm__v x = v_fma(y, v_set1(by), v_set1(by));
+    return v_mul(vi_as_v(vi_add(v_as_i(x), vi_shl(v_to_i(n), 23))), v_set1(back));
+}
+TFM__ALWAYS_INLINE tfm__v v_grow_low(tfm__v y, tfm__v n) {
+    return TFM__FN(grow)(y, n, 18446744073709551616.0f, 5.42101086e-20f);
+}
+TFM__ALWAYS_INLINE tfm__v v_grow_high(tfm__v y, tfm__v n) { return TFM__FN(grow)(y, n, 0.5f, 2.0f); }
+
 /* Half of n goes into the exponent of x at once, the rest, which may end among subnormals, by a product. */
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) {
     const tfm__i whole = v_to_i(n);
@@ -3740,29 +3754,34 @@ TFM__ALWAYS_INLINE void TFM__FN(g_expm1)(tfm__v *y, const tfm__v *r, const int c
     TFM__EACH(y[u] = v_fma(y[u], v_mul(r[u], r[u]), r[u]))
 }
 
-/* x := exp(x - rest) = 2^n exp(r), |r| <= ln(2)/2, for x within -106..90; rest: less than its last digit, or NULL. */
-TFM__ALWAYS_INLINE void TFM__FN(g_exp_within)(tfm__v *x, const tfm__v *rest, const int count) {
-    tfm__g n, y;
+/* n and r of exp(x) = 2^n exp(r), |r| <= ln(2)/2; x := r. ln(2) in two parts: n times the first (9 bits) is exact. */
+TFM__ALWAYS_INLINE void TFM__FN(g_split)(tfm__v *n, tfm__v *x, const int count) {
     TFM__EACH(n[u] = v_round(v_mul(x[u], v_set1(1.44269504f))))
-    /* ln(2) in two parts; n times the first (9 bits) is exact */
     TFM__EACH(x[u] = v_fnma(n[u], v_set1(0.693359375f), x[u]))
     TFM__EACH(x[u] = v_fnma(n[u], v_set1(-2.12194440e-4f), x[u]))
-    if (rest) {
-        TFM__EACH(x[u] = v_sub(x[u], rest[u]))
-    }
+}
+
+/* x := exp(x). Beyond the bounds the result is inf or 0 anyway; NaN passes through them. */
+TFM__ALWAYS_INLINE void TFM__FN(g_exp)(tfm__v *x, const int count) {
+    tfm__g n, y;
+    TFM__EACH(x[u] = v_atleast(v_atmost(x[u], v_set1(89.0f)), v_set1(-104.5f)))
+    TFM__FN(g_split)(n, x, count);
     TFM__FN(g_expm1)(y, x, count);
     TFM__EACH(x[u] = v_scale2(v_add(y[u], v_set1(1.0f)), n[u]))
 }
 
-/* Beyond the bounds the result is inf or 0 anyway; NaN passes through them. */
-TFM__ALWAYS_INLINE void TFM__FN(g_exp)(tfm__v *x, const int count) {
-    TFM__EACH(x[u] = v_atleast(v_atmost(x[u], v_set1(89.0f)), v_set1(-104.5f)))
-    TFM__FN(g_exp_within)(x, NULL, count);
-}
-
-TFM__ALWAYS_INLINE void TFM__FN(g_exp_negative)(tfm__v *x, const int count) { /* x <= 0 */
-    TFM__EACH(x[u] = v_atleast(x[u], v_set1(-104.5f)))
-    TFM__FN(g_exp_within)(x, NULL, count);
+/* The same for x <= 0, and of x - rest where rest is not NULL: less than the last digit of x, which is above -106. */
+TFM__ALWAYS_INLINE void TFM__FN(g_exp_negative)(tfm__v *x, const tfm__v *rest, const int count) {
+    tfm__g n, y;
+    if (!rest) {
+        TFM__EACH(x[u] = v_atleast(x[u], v_set1(-104.5f)))
+    }
+    TFM__FN(g_split)(n, x, count);
+    if (rest) {
+        TFM__EACH(x[u] = v_sub(x[u], rest[u]))
+    }
+    TFM__FN(g_expm1)(y, x, count);
+    TFM__EACH(x[u] = v_grow_low(y[u], n[u]))
 }
 
 TFM__ALWAYS_INLINE tfm__v v_exp(tfm__v x) {
@@ -3824,14 +3843,17 @@ TFM__ALWAYS_INLINE void TFM__FN(g_sigmoid)(tfm__v *x, const int count) {
     const tfm__v one = v_set1(1.0f);
     tfm__g e;
     TFM__EACH(e[u] = vi_as_v(vi_or(v_as_i(x[u]), vi_set1(INT32_MIN))))
-    TFM__FN(g_exp_negative)(e, count);
+    TFM__FN(g_exp_negative)(e, NULL, count);
     TFM__EACH(x[u] = v_div(v_select(v_negative(x[u]), e[u], one), v_add(one, e[u])))
 }
 
-/* x / (1 + exp(e)), e in place */
+/* x / (1 + exp(e)); below -80 exp(e) does not show. */
 TFM__ALWAYS_INLINE void TFM__FN(g_gated)(tfm__v *x, tfm__v *e, const int count) {
-    TFM__FN(g_exp)(e, count);
-    TFM__EACH(x[u] = v_div(x[u], v_add(v_set1(1.0f), e[u])))
+    tfm__g n, y;
+    TFM__EACH(e[u] = v_atleast(v_atmost(e[u], v_set1(89.0f)), v_set1(-80.0f)))
+    TFM__FN(g_split)(n, e, count);
+    TFM__FN(g_expm1)(y, e, count);
+    TFM__EACH(x[u] = v_div(x[u], v_add(v_set1(1.0f), v_grow_high(y[u], n[u]))))
 }
 
 /* Angles up to this are reduced by three parts of pi/2 with fused multiply-adds; larger ones lane by lane in chapter
@@ -4080,7 +4102,7 @@ TFM__ALWAYS_INLINE void TFM__FN(g_gelu)(tfm__v *x, const int count) {
     TFM__EACH(e[u] = v_mul(t[u], p[u]))
     TFM__EACH(rest[u] = v_residue(t[u], p[u], e[u])) /* the rounding of -a^2 / 2 would cost exp 6 bits */
     TFM__EACH(t[u] = v_div(v_sub(t[u], v_set1(3.0f)), v_add(t[u], v_set1(3.0f))))
-    TFM__FN(g_exp_within)(e, rest, count);
+    TFM__FN(g_exp_negative)(e, rest, count);
     TFM__EACH(p[u] = v_fma(v_set1(5.31619787e-05f), t[u], v_set1(0.000115013678f)))
     TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(-0.00033901292f)))
     TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(-0.000983288212f)))
@@ -4314,7 +4336,7 @@ TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, float *y, const float *x, const
             if (what == TFM__SUM_EXP) {
                 TFM__FN(g_get_or)(a, x + i, end - i, rest);
                 TFM__EACH(a[u] = v_sub(a[u], shift))
-                TFM__FN(g_exp_negative)(a, count);
+                TFM__FN(g_exp_negative)(a, NULL, count);
                 if (y) TFM__FN(g_put)(y + i, a, end - i);
             } else {
                 TFM__FN(g_get)(a, x + i, end - i);
@@ -5326,6 +5348,8 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_round
 #undef v_copysign
 #undef v_scale2
+#undef v_grow_low
+#undef v_grow_high
 #undef v_power2
 #undef v_residue
 #undef v_lt
