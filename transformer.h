@@ -3743,7 +3743,11 @@ TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) {
 #define TFM__G 4
 #endif
 typedef tfm__v tfm__g[4];
-#define TFM__EACH(...)     { enum { u = 0 }; __VA_ARGS__; }     if (count > 1) { enum { u = 1 }; __VA_ARGS__; }     if (count > 2) { enum { u = 2 }; __VA_ARGS__; }     if (count > 3) { enum { u = 3 }; __VA_ARGS__; }
+#define TFM__EACH(...) \
+    { enum { u = 0 }; __VA_ARGS__; } \
+    if (count > 1) { enum { u = 1 }; __VA_ARGS__; } \
+    if (count > 2) { enum { u = 2 }; __VA_ARGS__; } \
+    if (count > 3) { enum { u = 3 }; __VA_ARGS__; }
 
 /* exp(r) - 1 for |r| <= ln(2)/2 */
 TFM__ALWAYS_INLINE void TFM__FN(g_expm1)(tfm__v *y, const tfm__v *r, const int count) {
@@ -3819,8 +3823,8 @@ TFM__ALWAYS_INLINE tfm__v v_log(tfm__v x) {
     return v_select(v_lt(x, v_zero()), v_set1(tfm__bits_float(0x7fc00000u)), p);
 }
 
-/* m / (m + 2), m = exp(2 |x|) - 1 = 2^n (exp(r) - 1) + (2^n - 1). Below 0.28 the roundings of m and m + 2 come to 2.5 ULP:
- * there an odd polynomial. The error of n ln(2) in one part shrinks faster with |x| than it grows. */
+/* m / (m + 2), m = exp(2 |x|) - 1 = 2^n (exp(r) - 1) + (2^n - 1). Below 0.28 the roundings of m and m + 2 come to 2.5
+ * ULP: there an odd polynomial. ln(2) in one part: what that costs shows the less, the larger n is. */
 TFM__ALWAYS_INLINE void TFM__FN(g_tanh)(tfm__v *x, const int count) {
     tfm__g n, r, m;
     TFM__EACH(r[u] = v_abs(x[u]))
@@ -4142,7 +4146,7 @@ TFM__ALWAYS_INLINE tfm__v TFM__FN(cos)(tfm__v x) {
         TFM__GROUPS(0, n) { \
             tfm__g x; \
             TFM__FN(g_get)(x, from + i, n - i); \
-            __VA_ARGS__ \
+            __VA_ARGS__; \
             TFM__FN(g_put)(y + i, x, n - i); \
         } \
     }
@@ -4154,7 +4158,7 @@ TFM__ALWAYS_INLINE tfm__v TFM__FN(cos)(tfm__v x) {
     X(TFM__U_SQRT, sqrt, TFM__EACH(x[u] = v_sqrt(x[u]))) \
     X(TFM__U_RSQRT, rsqrt, TFM__EACH(x[u] = v_div(v_set1(1.0f), v_sqrt(x[u])))) \
     X(TFM__U_RECIP, recip, TFM__EACH(x[u] = v_div(v_set1(1.0f), x[u]))) \
-    X(TFM__U_EXP, exp, TFM__FN(g_exp)(x, count);) \
+    X(TFM__U_EXP, exp, TFM__FN(g_exp)(x, count)) \
     X(TFM__U_CLAMP, clamp, TFM__EACH(x[u] = v_min(v_max(x[u], a), b))) \
     X(TFM__U_SOFTCAP, softcap, \
       TFM__EACH(x[u] = v_div(x[u], a)) TFM__FN(g_tanh)(x, count); TFM__EACH(x[u] = v_mul(a, x[u])))
@@ -4175,8 +4179,8 @@ TFM__UNARY_LOOP(_, cube, TFM__EACH(x[u] = v_mul(v_mul(x[u], x[u]), x[u])))
     X(TFM__U_COS, cos, TFM__FN(cos))
 TFM__LONG_LIST(TFM__LONG_LOOP)
 
-/* Activations: factor * f(x + bias), bias and factor NULL or rows. One function serves f itself, gated units and the end
- * of a product. */
+/* Activations: factor * f(x + bias), bias and factor NULL or rows. One function serves f itself, gated units and the
+ * end of a product. */
 #define TFM__ACTIVATION_LOOP(unary_op, op, name, ...) \
     TFM__NOINLINE void TFM__FN(activation_##name)(float *y, const float *from, const float *bias, const float *factor, \
                                                   int64_t n) { \
@@ -4188,7 +4192,7 @@ TFM__LONG_LIST(TFM__LONG_LOOP)
                 TFM__FN(g_get)(b, bias + i, n - i); \
                 TFM__EACH(x[u] = v_add(x[u], b[u])) \
             } \
-            __VA_ARGS__ \
+            __VA_ARGS__; \
             if (factor) { \
                 TFM__FN(g_get)(b, factor + i, n - i); \
                 TFM__EACH(x[u] = v_mul(x[u], b[u])) \
@@ -4197,14 +4201,14 @@ TFM__LONG_LIST(TFM__LONG_LOOP)
         } \
     }
 #define TFM__ACTIVATION_LIST(X) \
-    X(TFM__U_COPY, TFM_ACT_NONE, none, (void)0;) \
+    X(TFM__U_COPY, TFM_ACT_NONE, none, (void)0) \
     X(TFM__U_RELU, TFM_ACT_RELU, relu, TFM__EACH(x[u] = v_relu(x[u]))) \
-    X(TFM__U_GELU, TFM_ACT_GELU, gelu, TFM__FN(g_gelu)(x, count);) \
-    X(TFM__U_GELU_TANH, TFM_ACT_GELU_TANH, gelu_tanh, TFM__FN(g_gelu_tanh)(x, count);) \
-    X(TFM__U_GELU_QUICK, TFM_ACT_GELU_QUICK, gelu_quick, TFM__FN(g_gelu_quick)(x, count);) \
-    X(TFM__U_SILU, TFM_ACT_SILU, silu, TFM__FN(g_silu)(x, count);) \
-    X(TFM__U_SIGMOID, TFM_ACT_SIGMOID, sigmoid, TFM__FN(g_sigmoid)(x, count);) \
-    X(TFM__U_TANH, TFM_ACT_TANH, tanh, TFM__FN(g_tanh)(x, count);)
+    X(TFM__U_GELU, TFM_ACT_GELU, gelu, TFM__FN(g_gelu)(x, count)) \
+    X(TFM__U_GELU_TANH, TFM_ACT_GELU_TANH, gelu_tanh, TFM__FN(g_gelu_tanh)(x, count)) \
+    X(TFM__U_GELU_QUICK, TFM_ACT_GELU_QUICK, gelu_quick, TFM__FN(g_gelu_quick)(x, count)) \
+    X(TFM__U_SILU, TFM_ACT_SILU, silu, TFM__FN(g_silu)(x, count)) \
+    X(TFM__U_SIGMOID, TFM_ACT_SIGMOID, sigmoid, TFM__FN(g_sigmoid)(x, count)) \
+    X(TFM__U_TANH, TFM_ACT_TANH, tanh, TFM__FN(g_tanh)(x, count))
 TFM__ACTIVATION_LIST(TFM__ACTIVATION_LOOP)
 
 static void TFM__FN(activate)(int activation, float *y, const float *x, const float *bias, const float *factor,
@@ -4969,9 +4973,9 @@ TFM__NOINLINE void TFM__FN(transpose_square)(float *dst, int64_t dst_row, const 
 }
 #endif
 
-/* Blocks of 16 x 16, whole cache lines of both sides: rows that lie a multiple of 4096 bytes apart share a set of L1, which
- * a line half written would leave (AVX2, 1024 columns of dst in L3: 0.47 ms, 0.21). No prefetcher follows a column of
- * src: its lines are fetched two blocks ahead (AVX2, from memory: 0.57 ms, 0.32). */
+/* Blocks of 16 x 16, whole cache lines of both sides: rows that lie a multiple of 4096 bytes apart share a set of L1,
+ * which a line half written would leave (AVX2, 768 x 1024 in L3: 0.47 ms, 0.21). No prefetcher follows a column of src:
+ * its lines are fetched two blocks ahead (AVX2, from memory: 0.57 ms, 0.32). */
 #define TFM__T_LINE 16
 #define TFM__T_AHEAD 32 /* rows of src */
 static void TFM__FN(transpose)(float *dst, int64_t dst_row, const float *src, int64_t src_row, int64_t rows,
@@ -13935,8 +13939,8 @@ typedef struct tfm__angles {
     int64_t cosine_columns; /* fewer than columns when d is odd */
 } tfm__angles;
 
-/* The C library's sine and cosine at every 16th position only, the others by rotations from there: 7 times as fast, and still
- * a function of the position alone. */
+/* The C library's sine and cosine at every 16th position only, the others by rotations from there: 7 times as fast, and
+ * still a function of the position alone. */
 #define TFM__ANGLE_RUN 16
 #define TFM__ANGLE_COLUMNS 64
 static void tfm__angles_task(void *arg, int64_t begin, int64_t end, int slot) {
