@@ -845,6 +845,40 @@ Test(kernels, layer_norm_keeps_its_digits_beside_a_large_mean) {
     }
 }
 
+/* The first elements, about whose mean the sums run, say nothing about the others; a deviation of ten times the spacing
+ * of floats; a large mean that drifts. */
+Test(kernels, layer_norm_keeps_its_digits_on_hostile_rows) {
+    enum { N = 768 };
+    int kind, i;
+    EACH_TABLE(k) {
+        for (kind = 0; kind < 4; kind++) {
+            float x[N], y[N];
+            double mean = 0, variance = 0;
+            tfm__norm a;
+            memset(&a, 0, sizeof a);
+            fill_normal(x, N);
+            for (i = 0; i < N; i++) {
+                const double v = (double)x[i];
+                x[i] = rounded(kind == 0   ? (i < 16 ? 1e4 + v : v)
+                               : kind == 1 ? 1e4 + 1e-2 * v
+                               : kind == 2 ? 3e4 + 40.0 * i + v
+                                           : (i == N - 1 ? 1e6 : 1e-3 * v));
+            }
+            a.n = N, a.x = x, a.y = y, a.eps = 1e-12f;
+            k->norm(&a, 1);
+            for (i = 0; i < N; i++) mean += (double)x[i] / N;
+            for (i = 0; i < N; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / N;
+            CHECK(fabs((double)a.rstd * sqrt(variance + 1e-12) - 1) <= 1e-6, "%s: 1/deviation of row %d: %.9g",
+                  k->name, kind, (double)a.rstd);
+            for (i = 0; i < N; i++) {
+                const double exact = ((double)x[i] - mean) / sqrt(variance + 1e-12);
+                CHECK(fabs((double)y[i] - exact) <= budget[BUDGET_NORM].most * at_least_one(exact),
+                      "%s: element %d of row %d: %.9g, not %.9g", k->name, i, kind, (double)y[i], exact);
+            }
+        }
+    }
+}
+
 Test(kernels, norm_of_nan_is_nan_and_of_zeros_is_the_bias) {
     int subtract, lane, i;
     EACH_TABLE(k) {
