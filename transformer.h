@@ -264,6 +264,10 @@ typedef struct tfm_options {
      * but no single block of it may be larger than what the limit leaves */
     int64_t memory_limit;
     int spin_us;             /* how long workers spin after a job before they park; 0: 50, negative: park at once */
+    /* 1: a product with a packed bf16 weight rounds its other operand to bf16, too, and takes the CPU's BF16 dot
+     * products (AVX512_BF16; without them nothing changes): up to twice as fast. Each rounded factor is off by at most
+     * 2^-8 of itself, an output by at most 2^-8 of the sum of its products' sizes; numbers below 2^-126 count as 0 */
+    int bf16_dot;
     tfm_allocator allocator;
     /* Replaces the pool: call run(arg, i) once for each i in [0, count), in any order, on any threads, and return
      * when all are done. count never exceeds `threads` (which must then be set). */
@@ -1780,6 +1784,7 @@ struct tfm_ctx {
     int isa, threads;
     int dry;                        /* 1: between tfm_measure_begin and _end */
     int profile;                    /* 1: ops are timed */
+    int bf16_dot;                   /* 1: asked for and there */
     tfm_options options;            /* defaults filled in, isa dropped (it is the caller's string) */
     tfm_allocator allocator;        /* complete */
 
@@ -2576,6 +2581,11 @@ TFM__UNUSED static float tfm__normal_at(uint64_t seed, uint64_t stream, uint64_t
 #else
 #define TFM__HAVE_AVX512 0
 #endif
+#if TFM__HAVE_AVX512 && (defined(__clang__) || __GNUC__ >= 10)
+#define TFM__HAVE_BF16_DOT 1 /* the compiler knows the instruction; the processor is asked */
+#else
+#define TFM__HAVE_BF16_DOT 0
+#endif
 #if TFM__ARM64 && !defined(TFM_NO_SIMD) && !defined(TFM_NO_NEON)
 #define TFM__HAVE_NEON 1
 #else
@@ -2771,6 +2781,10 @@ TFM__UNUSED static void tfm__cpu_read(tfm__cpu_record *r) {
 #define TFM__BLOCK_KEYS 128 /* keys per attention block; blocks start at multiples of it from position 0 */
 #define TFM__SUPER_BLOCKS 16 /* blocks merged into one super-block: the unit of work when keys are split over threads */
 
+/* A b_dtype of products: whole panels of bf16 seen as half as deep panels of 32-bit pairs (k, k + 1), A is row-major in
+ * such pairs; depth, a_row and b_panel count pairs. For the BF16 dot product, which adds both to the chain. */
+#define TFM__PAIRS 3
+
 /* A product block: C[r, j] = sum over k of A[r, k] * B[j, k], one f32 chain per output, k ascending.
  * B lies as panels of 16 outputs: element (j, k) at b[(j / 16) * b_panel + k * b_row + j % 16] (elements of b_dtype).
  *   packed weight, key cache: b_row = 16, b_panel = 16 * depth
@@ -2783,7 +2797,7 @@ typedef struct tfm__gemm {
      * tile_rows times the depth they were packed with. */
     int64_t a_row, strips;
     const void *b;
-    int b_dtype;               /* TFM_F32, TFM_F16, TFM_BF16 */
+    int b_dtype;               /* TFM_F32; TFM_F16, TFM_BF16 (then strips is 0); TFM__PAIRS */
     int64_t b_row, b_panel;
     float *c;
     int64_t c_row;
@@ -2995,7 +3009,7 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #if TFM__PASS == TFM__AVX2 && defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #elif TFM__PASS == TFM__AVX512 && defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
                              apply_to = function)
 #elif TFM__PASS == TFM__SCALAR && TFM__X87
 /* In wide registers a sum has other bits wherever the compiler spills differently. Every x86 since 2003 has SSE2. */
@@ -3006,7 +3020,11 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #pragma GCC target("avx2,fma,f16c")
 #elif TFM__PASS == TFM__AVX512 && defined(__GNUC__)
 #pragma GCC push_options
+#if TFM__HAVE_BF16_DOT
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -3075,6 +3093,9 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_sum TFM__FN(v_sum)
 #define v_hmax TFM__FN(v_hmax)
 #define v_hmin TFM__FN(v_hmin)
+#define v_dot TFM__FN(v_dot)                    /* BF16 dot product, AVX-512 alone */
+#define v_load_pairs TFM__FN(v_load_pairs)
+#define v_loadn_pairs(p, n) v_load_pairs(p)     /* panels are whole */
 #define v_prefetch TFM__FN(v_prefetch)          /* into L1 */
 #define v_prefetch_l2 TFM__FN(v_prefetch_l2)
 #define v_to_i TFM__FN(v_to_i)                  /* nearest even; out of range or NaN: any value */
@@ -3210,6 +3231,18 @@ TFM__ALWAYS_INLINE void v_storen_b(uint16_t *p, tfm__v a, int64_t n) {
 }
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
+#if TFM__HAVE_BF16_DOT
+/* c + the products of both bf16 of each lane; and two rows of 16 bf16 as 16 such pairs. */
+TFM__ALWAYS_INLINE tfm__v v_dot(tfm__v a, tfm__v b, tfm__v c) {
+    return _mm512_dpbf16_ps(c, (__m512bh)v_as_i(a), (__m512bh)v_as_i(b));
+}
+TFM__ALWAYS_INLINE tfm__v v_load_pairs(const float *p) {
+    const tfm__i order = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009,
+                                          0x180008, 0x170007, 0x160006, 0x150005, 0x140004, 0x130003, 0x120002,
+                                          0x110001, 0x100000);
+    return vi_as_v(_mm512_permutexvar_epi16(order, _mm512_loadu_si512(p)));
+}
+#endif
 
 #endif /* TFM__AVX512 */
 
@@ -4636,7 +4669,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__ACC_AT(r, v) (c[(r) / 3] + ((r) % 3) * c_row + (v) * TFM__W)
 #define TFM__ACC_LOAD(r, v) c##r##_##v = v_load(TFM__ACC_AT(r, v));
 #define TFM__ACC_STORE(r, v) v_store(TFM__ACC_AT(r, v), c##r##_##v);
-#define TFM__ACC_STEP(r, v) c##r##_##v = v_fma(x, b##v, c##r##_##v);
+#define TFM__ACC_STEP(r, v) c##r##_##v = TFM__MULTIPLY(x, b##v, c##r##_##v);
 #define TFM__ROW_DECLARE(r, V) TFM__COLS##V(TFM__ACC_DECLARE, r)
 #define TFM__ROW_LOAD(r, V) TFM__COLS##V(TFM__ACC_LOAD, r)
 #define TFM__ROW_STORE(r, V) TFM__COLS##V(TFM__ACC_STORE, r)
@@ -4646,7 +4679,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__B_LOAD(load, v) const tfm__v b##v = load(b[(v) * TFM__W / 16] + k + (v) * TFM__W % 16);
 /* and vector by vector of B, A in registers: where more vectors of B are used than registers are left. */
 #define TFM__X_LOAD(r, V) const tfm__v x##r = v_set1(a[(r) / 3][((r) % 3) * s]);
-#define TFM__X_STEP(r, v) c##r##_##v = v_fma(x##r, y, c##r##_##v);
+#define TFM__X_STEP(r, v) c##r##_##v = TFM__MULTIPLY(x##r, y, c##r##_##v);
 #define TFM__COL_STEP(args, v) TFM__COL_STEP_(TFM__COL_ROWS args, TFM__COL_LOAD args, v)
 #define TFM__COL_STEP_(rows, load, v) \
     { const tfm__v y = load(b[(v) * TFM__W / 16] + k + (v) * TFM__W % 16); rows(TFM__X_STEP, v) }
@@ -4706,7 +4739,9 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
     const tfm__v x0 = v_set1(last[0]), x1 = v_set1(last[a_step]), x2 = v_set1(last[2 * a_step]); \
     TFM__COLS##V(TFM__LAST_STEP, r) }
 #define TFM__LAST_STEP(r, v) \
-    v_store(TFM__ACC_AT(r, v), v_fma(x2, b2_##v, v_fma(x1, b1_##v, v_fma(x0, b0_##v, c##r##_##v))));
+    c##r##_##v = TFM__MULTIPLY(x0, b0_##v, c##r##_##v); \
+    c##r##_##v = TFM__MULTIPLY(x1, b1_##v, c##r##_##v); \
+    v_store(TFM__ACC_AT(r, v), TFM__MULTIPLY(x2, b2_##v, c##r##_##v));
 
 /* The function tile_RxV_dtype: R rows, V vectors. */
 #define TFM__TILE(R, V, body, rows, dtype, type, load) \
@@ -4736,36 +4771,56 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         TFM__LOOPS_##rows(R, V, body, type, load) \
         TFM__ROWS##R(TFM__ROW_STORE, V) \
     }
-#define TFM__TILES(R, V, body, rows) \
-    TFM__TILE(R, V, body, rows, f32, float, v_load) \
+#define TFM__TILE_F32(R, V, body, rows) TFM__TILE(R, V, body, rows, f32, float, v_load)
+#define TFM__TILE_HALVES(R, V, body, rows) \
     TFM__TILE(R, V, body, rows, f16, uint16_t, v_load_h) \
     TFM__TILE(R, V, body, rows, bf16, uint16_t, v_load_b)
-#define TFM__TILE_ENTRY(R, V, body, rows) \
-    {(V) * TFM__W, {TFM__FN(tile_##R##x##V##_f32), TFM__FN(tile_##R##x##V##_f16), TFM__FN(tile_##R##x##V##_bf16)}},
+#define TFM__TILE_PAIRS(R, V, body, rows) TFM__TILE(R, V, body, rows, pairs, float, v_load_pairs)
 
-/* X(rows, vectors, order, few or many), one per height. Few rows are wide, so that enough chains hide the latency. */
+/* X(rows, vectors, order, few or many), one per height. Few rows are wide, so that enough chains hide the latency. More
+ * rows of halves than TFM__HALF_ROWS are taken in lower strips: from five strips on they are converted beforehand. */
 #if TFM__PASS == TFM__AVX512
-#define TFM__TILE_LIST(X) \
+#define TFM__HALF_ROWS 8
+#define TFM__TILE_LIST_HALVES(X) \
     X(1, 4, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 4, COLS, FEW) X(5, 4, COLS, FEW) \
-    X(6, 4, COLS, FEW) X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW) X(9, 2, ROWS, MANY) X(10, 2, ROWS, MANY) \
+    X(6, 4, COLS, FEW) X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW)
+#define TFM__TILE_LIST(X) \
+    TFM__TILE_LIST_HALVES(X) X(9, 2, ROWS, MANY) X(10, 2, ROWS, MANY) X(11, 2, ROWS, MANY) X(12, 2, ROWS, MANY)
+#define TFM__TILE_LIST_PAIRS(X) /* a register less: the order of the pairs is kept in one */ \
+    X(1, 4, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 4, COLS, FEW) X(5, 4, COLS, FEW) \
+    X(6, 2, ROWS, FEW) X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW) X(9, 2, ROWS, MANY) X(10, 2, ROWS, MANY) \
     X(11, 2, ROWS, MANY) X(12, 2, ROWS, MANY)
 #elif TFM__PASS == TFM__AVX2
+#define TFM__HALF_ROWS 6
 #define TFM__TILE_LIST(X) \
     X(1, 8, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 2, ROWS, FEW) X(5, 2, ROWS, MANY) \
     X(6, 2, ROWS, MANY)
 #elif TFM__PASS == TFM__NEON
+#define TFM__HALF_ROWS 6
 #define TFM__TILE_LIST(X) \
     X(1, 8, COLS, FEW) X(2, 8, COLS, FEW) X(3, 4, ROWS, FEW) X(4, 4, ROWS, MANY) X(5, 4, ROWS, MANY) \
     X(6, 4, COLS, MANY)
 #else
+#define TFM__HALF_ROWS 4
 #define TFM__TILE_LIST(X) X(1, 2, ROWS, MANY) X(2, 2, ROWS, MANY) X(3, 2, ROWS, MANY) X(4, 2, ROWS, MANY)
+#endif
+#if TFM__PASS != TFM__AVX512
+#define TFM__TILE_LIST_HALVES(X) TFM__TILE_LIST(X)
+#define TFM__TILE_LIST_PAIRS(X) TFM__TILE_LIST(X)
 #endif
 /* gcc's first scheduling pass, on for AArch64, moves all loads of a step up and then spills accumulators. */
 #if TFM__PASS == TFM__NEON && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC optimize("no-schedule-insns")
 #endif
-TFM__TILE_LIST(TFM__TILES)
+#define TFM__MULTIPLY v_fma
+TFM__TILE_LIST(TFM__TILE_F32)
+TFM__TILE_LIST_HALVES(TFM__TILE_HALVES)
+#if TFM__PASS == TFM__AVX512 && TFM__HAVE_BF16_DOT
+#undef TFM__MULTIPLY
+#define TFM__MULTIPLY v_dot
+TFM__TILE_LIST_PAIRS(TFM__TILE_PAIRS)
+#endif
 #if TFM__PASS == TFM__NEON && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
 #endif
@@ -4781,10 +4836,10 @@ TFM__TILE_LIST(TFM__TILES)
 #define TFM__EDGE_STEPS_(V, step, load) TFM__COLS##V(step, load)
 #define TFM__EDGE_STEP(loaded, v) { \
     const tfm__v y = loaded; \
-    c0_##v = v_fma(x0, y, c0_##v); \
-    c1_##v = v_fma(x1, y, c1_##v); \
-    c2_##v = v_fma(x2, y, c2_##v); \
-    c3_##v = v_fma(x3, y, c3_##v); }
+    c0_##v = TFM__MULTIPLY(x0, y, c0_##v); \
+    c1_##v = TFM__MULTIPLY(x1, y, c1_##v); \
+    c2_##v = TFM__MULTIPLY(x2, y, c2_##v); \
+    c3_##v = TFM__MULTIPLY(x3, y, c3_##v); }
 #define TFM__EDGE_WHOLE(load, v) TFM__EDGE_STEP(load(b + (v) * TFM__W), v)
 #define TFM__EDGE_PART(loadn, v) \
     TFM__EDGE_STEP(loadn(b + (v) * TFM__W, tfm__max64(0, tfm__min64(TFM__W, cols - (v) * TFM__W))), v)
@@ -4817,17 +4872,33 @@ TFM__TILE_LIST(TFM__TILES)
         } \
         TFM__ROWS4(TFM__EDGE_ROW_PUT, TFM__EDGE_COLS) \
     }
+#if TFM__PASS == TFM__AVX512 && TFM__HAVE_BF16_DOT
+TFM__EDGE(pairs, float, v_load_pairs, v_loadn_pairs)
+#define TFM__PAIRS_OR_NULL(function) TFM__FN(function##_pairs)
+#else
+#define TFM__PAIRS_OR_NULL(function) NULL
+#endif
+#undef TFM__MULTIPLY
+#define TFM__MULTIPLY v_fma
 TFM__EDGE(f32, float, v_load, v_loadn)
 TFM__EDGE(f16, uint16_t, v_load_h, v_loadn_h)
 TFM__EDGE(bf16, uint16_t, v_load_b, v_loadn_b)
-static void (*const TFM__FN(edges)[3])(const tfm__tile *t, int64_t rows, int64_t cols, int whole) = {
-    TFM__FN(edge_f32), TFM__FN(edge_f16), TFM__FN(edge_bf16)};
+#undef TFM__MULTIPLY
+/* by dtype of B: TFM_F32, TFM_F16, TFM_BF16, TFM__PAIRS are 0 to 3 */
+static void (*const TFM__FN(edges)[4])(const tfm__tile *t, int64_t rows, int64_t cols, int whole) = {
+    TFM__FN(edge_f32), TFM__FN(edge_f16), TFM__FN(edge_bf16), TFM__PAIRS_OR_NULL(edge)};
 
-typedef struct TFM__FN(tile_kind) {
-    int64_t cols;
-    void (*run[3])(const tfm__tile *t);       /* by dtype of B: TFM_F32, TFM_F16, TFM_BF16 are 0, 1, 2 */
-} TFM__FN(tile_kind);
-static const TFM__FN(tile_kind) TFM__FN(tiles)[TFM__TILE_ROWS] = {TFM__TILE_LIST(TFM__TILE_ENTRY)};
+#define TFM__TILE_COLS(R, V, body, rows) (V) * TFM__W,
+#define TFM__TILE_NAME_F32(R, V, body, rows) TFM__FN(tile_##R##x##V##_f32),
+#define TFM__TILE_NAME_F16(R, V, body, rows) TFM__FN(tile_##R##x##V##_f16),
+#define TFM__TILE_NAME_BF16(R, V, body, rows) TFM__FN(tile_##R##x##V##_bf16),
+#define TFM__TILE_NAME_PAIRS(R, V, body, rows) TFM__PAIRS_OR_NULL(tile_##R##x##V),
+static const int64_t TFM__FN(tile_cols)[2][TFM__TILE_ROWS] = {
+    {TFM__TILE_LIST(TFM__TILE_COLS)}, {TFM__TILE_LIST_PAIRS(TFM__TILE_COLS)}};
+static void (*const TFM__FN(tiles)[4][TFM__TILE_ROWS])(const tfm__tile *t) = {
+    {TFM__TILE_LIST(TFM__TILE_NAME_F32)}, {TFM__TILE_LIST_HALVES(TFM__TILE_NAME_F16)},
+    {TFM__TILE_LIST_HALVES(TFM__TILE_NAME_BF16)}, {TFM__TILE_LIST_PAIRS(TFM__TILE_NAME_PAIRS)}};
+#undef TFM__PAIRS_OR_NULL
 
 /* n elements from src (of dtype) as a vector, n <= TFM__W; and the way back. */
 TFM__ALWAYS_INLINE tfm__v TFM__FN(widen)(const void *src, int dtype, int64_t at, int64_t n) {
@@ -4859,9 +4930,11 @@ static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t row, int64_t rows, 
     for (; rows > 0; --rows, c += g->c_row) TFM__FN(activate)(g->activation, c, c, bias, NULL, cols);
 }
 
+#define TFM__B_SIZE(g) ((g)->b_dtype == TFM_F16 || (g)->b_dtype == TFM_BF16 ? 2 : 4)
+
 /* What is left of the columns from col on, where no tile fits: pieces of panels, four rows at a time. */
 static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_t rows, int64_t col, int64_t cols) {
-    const int64_t width = TFM__EDGE_COLS * TFM__W, size = g->b_dtype == TFM_F32 ? 4 : 2;
+    const int64_t width = TFM__EDGE_COLS * TFM__W, size = TFM__B_SIZE(g);
     const int whole = g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col % width == 0;
     tfm__tile part = *tile;
     int64_t r, j;
@@ -4880,7 +4953,7 @@ static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_
  * next, which may lie in a far cache; or nothing. */
 static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t col,
                                 int64_t width, int64_t *line) {
-    const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2, bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
+    const int64_t size = TFM__B_SIZE(g), bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
     tile->ahead = (const char *)tile->a;
     tile->ahead_row = 0;
     if (g->next) {
@@ -4902,8 +4975,8 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
 
 /* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide, the first number `strip`. */
 static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t strip, int64_t count) {
-    const int64_t size = g->b_dtype == TFM_F32 ? 4 : 2;
-    const int64_t width = TFM__FN(tiles)[tfm__ceil_div(rows, count) - 1].cols;
+    const int64_t size = TFM__B_SIZE(g);
+    const int64_t width = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS][tfm__ceil_div(rows, count) - 1];
     tfm__tile tile;
     int64_t col, i, p, line = 0;
     tile.depth = g->depth;
@@ -4925,7 +4998,7 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
             tile.c = g->c + begin * g->c_row + col;
             TFM__FN(gemm_ahead)(g, &tile, i, count, col, width, &line);
             if (cols == width) {
-                TFM__FN(tiles)[height - 1].run[g->b_dtype](&tile);
+                TFM__FN(tiles)[g->b_dtype][height - 1](&tile);
             } else {
                 TFM__FN(gemm_edge)(g, &tile, height, col, cols);
             }
@@ -4935,6 +5008,7 @@ static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, 
 }
 
 static void TFM__FN(gemm)(const tfm__gemm *g) {
+    const int64_t *const widths = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS];
     int64_t r, j, count, height, higher;
     if (g->rows <= 0 || g->cols <= 0) return;
     if (g->depth <= 0) {
@@ -4944,10 +5018,10 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
         TFM__FN(gemm_finish)(g, 0, g->rows, 0, g->cols);
         return;
     }
-    count = g->strips ? g->strips : tfm__ceil_div(g->rows, TFM__TILE_ROWS);
+    count = g->strips ? g->strips : tfm__ceil_div(g->rows, TFM__B_SIZE(g) == 2 ? TFM__HALF_ROWS : TFM__TILE_ROWS);
     height = g->rows / count;
     higher = g->rows % count; /* the first `higher` strips have one row more */
-    if (higher > 0 && TFM__FN(tiles)[height].cols != TFM__FN(tiles)[height - 1].cols) {
+    if (higher > 0 && widths[height] != widths[height - 1]) {
         TFM__FN(gemm_band)(g, 0, (height + 1) * higher, 0, higher);
         TFM__FN(gemm_band)(g, (height + 1) * higher, height * (count - higher), higher, count - higher);
     } else {
@@ -5446,6 +5520,9 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_sum
 #undef v_hmax
 #undef v_hmin
+#undef v_dot
+#undef v_load_pairs
+#undef v_loadn_pairs
 #undef v_prefetch
 #undef v_prefetch_l2
 #undef v_to_i
@@ -5472,6 +5549,9 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef TFM__G
 #undef TFM__W
 #undef TFM__TILE_LIST
+#undef TFM__TILE_LIST_HALVES
+#undef TFM__TILE_LIST_PAIRS
+#undef TFM__HALF_ROWS
 #undef TFM__TILE_ROWS
 #undef TFM__EDGE_COLS
 #undef TFM__BLOCK_K
@@ -5535,6 +5615,12 @@ TFM__UNUSED static uint32_t tfm__isa_usable(void) {
         if (!tfm__kernel_tables[isa]) mask &= ~(1u << isa);
     }
     return mask;
+}
+
+TFM__UNUSED static uint32_t tfm__cpu_features(void) {
+    tfm__cpu_record record;
+    tfm__cpu_read(&record);
+    return tfm__cpu_decode(&record).features;
 }
 
 TFM__UNUSED static const char *tfm__isa_name(int isa) {
@@ -6121,6 +6207,9 @@ static void tfm__ctx_check(tfm_ctx *c, const char *isa) {
                   "tfm_create: %s \"%.40s\" %s; here: %s", isa ? "isa" : "environment TFM_ISA", name, why[-1 - choice],
                   list);
     }
+    c->bf16_dot = o->bf16_dot && TFM__HAVE_BF16_DOT && c->isa == TFM_ISA_AVX512 &&
+                  (tfm__cpu_features() & TFM__CPU_AVX512_BF16) != 0;
+    if (o->bf16_dot && !c->bf16_dot) tfm__log(c, TFM_LOG_INFO, "tfm_create: no BF16 dot products here");
     if (o->threads < 0 || o->threads > TFM__MAX_THREADS) {
         tfm__fail(c, TFM_INVALID, "tfm_create: threads is %d, not 0 to %d", o->threads, TFM__MAX_THREADS);
     } else if (o->parallel_for && !o->threads) {
@@ -10190,6 +10279,7 @@ typedef struct tfm__product {
     int a_dtype;
     int64_t a_row, a_col;        /* element (r, k) at a[r * a_row + k * a_col] */
     int64_t strips;              /* but if this is not 0, a is so many f32 strips of the kernel's, whole in depth */
+    int pairs;                   /* 1: by BF16 dot products; b is panels of bf16, depth even */
     const void *b;
     int b_dtype, b_panels;       /* b_panels 1: [ceil(cols / 16)][depth][16] */
     int64_t b_row, b_col;        /* else element (k, j) at b[k * b_row + j * b_col] */
@@ -10226,18 +10316,46 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 #define TFM__PLAIN_ROW 512
 #define TFM__PLAIN_STRIPS 4
 
+/* Halves of B are converted by the tiles for so many rows of A; for more they are packed as f32, once for all. */
+#define TFM__HALVES_ROWS 24
+
 /* B is read as it lies, up to column j1, by `rows` rows. Rows 16 apart mean whole panels to the kernel: it would read
  * past the end of a partial one. */
 static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t j1) {
+    if (p->pairs) return 1;
+    if (p->b_dtype != TFM_F32 && (p->strips || rows > TFM__HALVES_ROWS)) return 0;
     if (p->b_panels) return 1;
     if (p->b_row > TFM__PLAIN_ROW && rows > TFM__PLAIN_STRIPS * k->tile_rows) return 0;
     return (p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0);
 }
 
+/* What becomes of a block of A: nothing; a copy in rows, f32 or pairs of bf16 (halves of B go with rows alone); or
+ * strips. */
+enum { TFM__A_AS_IT_LIES, TFM__A_ROWS, TFM__A_STRIPS };
 static int tfm__product_packs_a(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t cols) {
-    if (p->strips) return 0;
-    if (p->a_dtype != TFM_F32 || (p->a_col != 1 && p->depth > 1)) return 1;
-    return rows > k->tile_rows && rows >= TFM__PACK_ROWS && cols >= TFM__PACK_COLS;
+    const int must = p->a_dtype != TFM_F32 || (p->a_col != 1 && p->depth > 1);
+    if (p->strips) return TFM__A_AS_IT_LIES;
+    if (p->pairs) return TFM__A_ROWS;
+    if (p->b_dtype != TFM_F32 && tfm__product_in_place(k, p, rows, p->cols)) return must ? TFM__A_ROWS : 0;
+    if (must || (rows > k->tile_rows && rows >= TFM__PACK_ROWS && cols >= TFM__PACK_COLS)) return TFM__A_STRIPS;
+    return TFM__A_AS_IT_LIES;
+}
+
+/* Rows of A from `a` on as f32, or as pairs of bf16. */
+static void tfm__product_rows(const struct tfm__kernels *k, const tfm__product *p, const char *a, int64_t rows,
+                              int64_t depth, float *to) {
+    float row[2048]; /* the deepest block */
+    const int plain = p->a_dtype == TFM_F32 && p->a_col == 1;
+    int64_t r;
+    for (r = 0; r < rows; ++r) {
+        const char *const from = (const char *)tfm__byte(a, p->a_dtype, r * p->a_row);
+        if (!p->pairs) {
+            k->load(to + r * depth, from, p->a_dtype, p->a_col, depth);
+            continue;
+        }
+        if (!plain) k->load(row, from, p->a_dtype, p->a_col, depth);
+        k->store(to + r * depth / 2, TFM_BF16, 1, plain ? (const float *)(const void *)from : row, depth);
+    }
 }
 
 /* Bias of columns [j, j + n) in f32. */
@@ -10252,11 +10370,18 @@ static const float *tfm__product_bias(const struct tfm__kernels *k, const tfm__p
 /* B of k in [k0, k0 + g->depth) and columns [j, j + g->cols) for the kernel: where it lies, or packed. */
 static void tfm__product_b(const struct tfm__kernels *k, const tfm__product *p, int64_t k0, int64_t j, int in_place,
                            float *scratch, tfm__gemm *g) {
+    int64_t at = 0;
     if (!in_place) {
         g->b = scratch + TFM__PRODUCT_B;
         g->b_dtype = TFM_F32;
         g->b_row = TFM__PANEL;
         g->b_panel = TFM__PANEL * g->depth;
+        for (; p->b_panels && at < g->cols; at += TFM__PANEL) {
+            k->load(scratch + TFM__PRODUCT_B + at * g->depth,
+                    tfm__byte(p->b, p->b_dtype, (j + at) * p->depth + k0 * TFM__PANEL), p->b_dtype, 1,
+                    TFM__PANEL * g->depth);
+        }
+        if (p->b_panels) return;
         k->pack_panels(scratch + TFM__PRODUCT_B, TFM_F32, tfm__byte(p->b, p->b_dtype, k0 * p->b_row + j * p->b_col),
                        p->b_dtype, p->b_col, p->b_row, g->cols, g->depth);
         return;
@@ -10265,13 +10390,16 @@ static void tfm__product_b(const struct tfm__kernels *k, const tfm__product *p, 
     g->b_row = p->b_panels ? TFM__PANEL : p->b_row;
     g->b_panel = p->b_panels ? TFM__PANEL * p->depth : TFM__PANEL;
     g->b = tfm__byte(p->b, p->b_dtype, j / TFM__PANEL * g->b_panel + k0 * g->b_row);
+    if (!p->pairs) return;
+    g->b_dtype = TFM__PAIRS;
+    g->b_panel /= 2;
 }
 
 /* Rows of a plain B that are packed after this, if they lie as they will: fetched meanwhile, packing takes a third of
  * the time (128 x 768 x 3072: 0.91 of the peak instead of 0.85). */
 static void tfm__product_ahead(const tfm__product *p, int64_t k0, int64_t j, int64_t cols, tfm__gemm *g) {
     g->ahead = NULL;
-    if (p->b_col != 1 || cols <= 0 || k0 >= p->depth) return;
+    if (p->b_panels || p->b_col != 1 || cols <= 0 || k0 >= p->depth) return;
     g->ahead = tfm__byte(p->b, p->b_dtype, k0 * p->b_row + j);
     g->ahead_row = p->b_row * tfm_dtype_size(p->b_dtype);
     g->ahead_cols = cols * tfm_dtype_size(p->b_dtype);
@@ -10280,7 +10408,8 @@ static void tfm__product_ahead(const tfm__product *p, int64_t k0, int64_t j, int
 /* The depth of a block: the fewer rows, the deeper, so that C is seldom visited. */
 static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
     const int64_t fits = k->block_m * k->block_k / tfm__round_up(rows, k->tile_rows);
-    return p->b_panels ? tfm__max64(k->block_k, tfm__min64(fits, 2048)) : k->block_k;
+    const int in_place = p->b_panels && tfm__product_in_place(k, p, rows, p->cols);
+    return in_place ? tfm__max64(k->block_k, tfm__min64(fits, 2048)) : k->block_k;
 }
 
 /* Rows [r0, r1), at most block_m, or all if A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile
@@ -10292,11 +10421,11 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     const int plain_bias = !p->bias || (p->bias_dtype == TFM_F32 && p->bias_step == 1);
     const int64_t step = !in_place ? TFM__PRODUCT_COLS : plain_bias ? j1 - j0 : TFM__PRODUCT_BIASES;
     /* one strip of A: nothing of B is kept in a cache for the next */
-    const int whole = !packs_a && in_place && r1 - r0 <= k->tile_rows;
+    const int whole = packs_a == TFM__A_AS_IT_LIES && in_place && r1 - r0 <= k->tile_rows;
     const int64_t most_k = !whole ? tfm__product_depth(k, p, r1 - r0) : p->b_panels ? tfm__max64(p->depth, 1)
         : TFM__PLAIN_DEPTH;
     const int64_t blocks = tfm__max64(tfm__ceil_div(p->depth, most_k), 1);
-    const int64_t block_k = tfm__ceil_div(p->depth, blocks);
+    const int64_t block_k = tfm__round_up(tfm__ceil_div(p->depth, blocks), 2); /* pairs are not cut */
     tfm__gemm g;
     int64_t k0 = 0, j;
     memset(&g, 0, sizeof(g));
@@ -10304,7 +10433,8 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     g.c_row = c_row;
     g.activation = p->activation;
     do {
-        g.depth = tfm__min64(block_k, p->depth - k0);
+        const int64_t depth = tfm__min64(block_k, p->depth - k0);
+        g.depth = depth;
         g.accumulate = k0 > 0;
         g.finish = k0 + g.depth == p->depth;
         g.strips = p->strips;
@@ -10315,7 +10445,11 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
             const char *const a = tfm__byte(p->a, p->a_dtype, r0 * p->a_row + k0 * p->a_col);
             g.a = (const float *)(const void *)a;
             g.a_row = p->a_row;
-            if (packs_a) {
+            if (packs_a == TFM__A_ROWS) {
+                tfm__product_rows(k, p, a, g.rows, g.depth, scratch + TFM__PRODUCT_A);
+                g.a = scratch + TFM__PRODUCT_A;
+                g.a_row = p->pairs ? g.depth / 2 : g.depth;
+            } else if (packs_a == TFM__A_STRIPS) {
                 k->pack_strips(scratch + TFM__PRODUCT_A, a, p->a_dtype, p->a_row, p->a_col, g.rows, g.depth);
                 g.strips = tfm__ceil_div(g.rows, k->tile_rows);
                 g.a = scratch + TFM__PRODUCT_A;
@@ -10332,9 +10466,11 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
             }
             g.bias = g.finish ? tfm__product_bias(k, p, j, g.cols, scratch) : NULL;
             tfm__product_b(k, p, k0, j, in_place, scratch, &g);
+            g.depth = p->pairs ? depth / 2 : depth;
             k->gemm(&g);
+            g.depth = depth;
         }
-        k0 += g.depth;
+        k0 += depth;
     } while (k0 < p->depth);
 }
 
@@ -10443,7 +10579,7 @@ static int64_t tfm__product_team(const tfm_ctx *c, const tfm__product *p) {
     const int64_t most = p->c_dtype == TFM_F32 ? fit : tfm__min64(fit, TFM__PRODUCT_HIGH / high * high);
     const int repacks_b = p->rows > c->k->block_m && !tfm__product_in_place(c->k, p, p->rows, p->cols);
     if ((c->threads == 1 && !repacks_b) || most < c->k->block_m) return 0;
-    if (!tfm__product_packs_a(c->k, p, p->rows, p->cols)) return 0;
+    if (tfm__product_packs_a(c->k, p, p->rows, p->cols) != TFM__A_STRIPS) return 0;
     return tfm__min64(tfm__round_up(p->rows, high), most);
 }
 
@@ -10505,12 +10641,15 @@ static void tfm__batch_task(void *arg, int64_t begin, int64_t end, int slot) {
 static int tfm__batch_run(tfm__op *o, tfm__batch *b) {
     const int64_t count = tfm__sizes(b->w.ndim, b->w.shape);
     const double work = tfm__product_work(&b->p);
+    const int pairs = o->c->bf16_dot && b->p.b_panels && b->p.b_dtype == TFM_BF16 && b->p.depth % 2 == 0;
     const int alone = count > 1 && (work < 4e6 || count >= 4 * (int64_t)o->c->threads) &&
                       (b->p.rows <= 4 * o->k->block_m || work < 4e6);
-    const int64_t team = alone ? 0 : tfm__product_team(o->c, &b->p);
+    int64_t team;
     float *strips = NULL;
     tfm__cursor at;
     int64_t i;
+    b->p.pairs = pairs;
+    team = alone ? 0 : tfm__product_team(o->c, &b->p);
     o->flops = 2.0 * (double)b->p.rows * (double)b->p.cols * (double)b->p.depth * (double)count;
     if (team && !(strips = (float *)tfm__temporary(o, team * b->p.depth * (int64_t)sizeof(float)))) return 0;
     if (!o->run || count == 0 || b->p.rows == 0 || b->p.cols == 0) return 1;
@@ -19609,6 +19748,7 @@ TFM__STRICT_FP_END
 #undef TFM__BINARY_OPS
 #undef TFM__BLOCK_K
 #undef TFM__BLOCK_KEYS
+#undef TFM__B_SIZE
 #undef TFM__BLOCK_M
 #undef TFM__BODY_COLS
 #undef TFM__BODY_ROWS
@@ -19677,6 +19817,8 @@ TFM__STRICT_FP_END
 #undef TFM__HAS_FEATURE
 #undef TFM__HAVE_AVX2
 #undef TFM__HAVE_AVX512
+#undef TFM__HAVE_BF16_DOT
+#undef TFM__HALVES_ROWS
 #undef TFM__HAVE_NEON
 #undef TFM__HAVE_X86
 #undef TFM__HEADERS
@@ -19732,6 +19874,7 @@ TFM__STRICT_FP_END
 #undef TFM__PACKED
 #undef TFM__PACK_COLS
 #undef TFM__PACK_ROWS
+#undef TFM__PAIRS
 #undef TFM__PANEL
 #undef TFM__PIECE
 #undef TFM__PLAIN
@@ -19800,9 +19943,17 @@ TFM__STRICT_FP_END
 #undef TFM__TEAM_BYTES
 #undef TFM__THREADS
 #undef TFM__TILE
-#undef TFM__TILES
-#undef TFM__TILE_ENTRY
+#undef TFM__TILE_COLS
+#undef TFM__TILE_F32
+#undef TFM__TILE_HALVES
 #undef TFM__TILE_LIST
+#undef TFM__TILE_LIST_HALVES
+#undef TFM__TILE_LIST_PAIRS
+#undef TFM__TILE_NAME_BF16
+#undef TFM__TILE_NAME_F16
+#undef TFM__TILE_NAME_F32
+#undef TFM__TILE_NAME_PAIRS
+#undef TFM__TILE_PAIRS
 #undef TFM__TILE_ROWS
 #undef TFM__T_AHEAD
 #undef TFM__T_FEW

@@ -387,6 +387,87 @@ Test(products, any_number_of_threads_gives_the_same_bits) {
     free(now);
 }
 
+/* -- BF16 dot products --------------------------------------------------------------------------------------------- */
+
+static tfm_ctx *dot_context(const char *isa, int threads) {
+    tfm_options options;
+    memset(&options, 0, sizeof options);
+    options.isa = isa;
+    options.threads = threads;
+    options.bf16_dot = 1;
+    return tfm_create(&options);
+}
+
+static int processor_has_bf16_dot(void) {
+#if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 10)
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return 0;
+#endif
+}
+
+/* x (rows, in) of the context's own, always the same numbers, times panels. */
+static tfm_tensor *times(tfm_ctx *c, const tfm_tensor *panels, int dtype, int64_t rows, tfm_tensor **x) {
+    *x = lying(c, dtype, TFM_SHAPE(rows, panels->shape[1]), LIES_PLAIN, 1, 1);
+    return tfm_linear(c, *x, panels, NULL, TFM_ACT_NONE);
+}
+
+/* y is x times weight, within the bound that the option's comment states. 1: some output is not that of `exact`. */
+static int check_dot(const tfm_tensor *y, const tfm_tensor *exact, const tfm_tensor *x, const tfm_tensor *weight) {
+    const int64_t count = tfm_numel(y), out = weight->shape[0], in = weight->shape[1], step = 1 + count / 300;
+    int64_t at, k;
+    int differs = 0;
+    for (at = 0; at < count; at += step) {
+        const double is = element(y, at);
+        double sum = 0, size = 0;
+        for (k = 0; k < in; k++) {
+            const double t = element(x, at / out * in + k) * element(weight, at % out * in + k);
+            sum += t;
+            size += fabs(t);
+        }
+        differs |= is != element(exact, at);
+        cr_assert(fabs(is - sum) <= size * (1.0 / 256 + 1e-6) + fabs(sum) * dtype_epsilon(y->dtype),
+                  "%d x %d [%d] is %.9g, exactly %.9g", (int)out, (int)in, (int)at, is, sum);
+    }
+    return differs;
+}
+
+/* Within the documented bound of the exact product; the same bits in any number of rows and threads; where the option
+ * finds nothing to work with (no such processor, an odd depth, a weight of another dtype), what comes without it. */
+Test(products, bf16_dot_stays_within_its_bound_and_keeps_its_bits) {
+    static const int rows[] = {1, 2, 7, 8, 9, 13, 25, 48, 150}, outs[] = {5, 16, 33, 70, 130};
+    static const int ins[] = {2, 34, 101, 770, 1602};
+    void *memory = malloc(144 * 1602 * 4);
+    int n;
+    TEST_EACH_ISA(without, 1) {
+        tfm_ctx *c = dot_context(tfm_isa_name(without), 1), *team = dot_context(tfm_isa_name(without), 3);
+        for (n = 0; n < 9 * 5 * 3; n++) {
+            const int64_t m = rows[n / 15], in = ins[(n / 3 + n / 15) % 5], out = outs[n / 3 % 5];
+            const int dtype = floats[n % 3], of_x = floats[n / 3 % 2 * 2];
+            const int there = processor_has_bf16_dot() && !strcmp(tfm_isa_name(c), "avx512") && in % 2 == 0;
+            const tfm_marker mark = tfm_mark(c), mark2 = tfm_mark(without), mark3 = tfm_mark(team);
+            tfm_tensor *weight = lying(without, dtype, TFM_SHAPE(out, in), LIES_PLAIN, 1, 2), *x, *x2, *x3;
+            const tfm_tensor panels = packed(weight, memory);
+            tfm_tensor *exact = times(without, &panels, of_x, m, &x), *y = times(c, &panels, of_x, m, &x2);
+            tfm_tensor *last = tfm_linear(c, tfm_narrow(c, x2, 0, m - 1, 1), &panels, NULL, TFM_ACT_NONE);
+            int differs;
+            assert_made(c, y);
+            assert_same_bytes(times(team, &panels, of_x, m, &x3)->data, y->data, m * out * tfm_dtype_size(y->dtype));
+            assert_same_tensor(c, last, tfm_narrow(c, y, 0, m - 1, 1));
+            differs = check_dot(y, exact, x, weight);
+            cr_assert((there && dtype == TFM_BF16) || !differs, "%s: other bits", tfm_isa_name(c));
+            cr_assert(!there || dtype != TFM_BF16 || differs || of_x == TFM_BF16 || in * out < 600,
+                      "%d x %d x %d: the option does nothing", (int)m, (int)out, (int)in);
+            tfm_rewind(c, mark);
+            tfm_rewind(without, mark2);
+            tfm_rewind(team, mark3);
+        }
+        tfm_destroy(c);
+        tfm_destroy(team);
+    }
+    free(memory);
+}
+
 /* -- memory -------------------------------------------------------------------------------------------------------- */
 
 Test(products, tiny_ones_take_nothing_but_the_result) {
