@@ -41,13 +41,16 @@ bench: build/bench
 # The same shapes with other libraries, alternated with ours; PEERS='--threads 2 --only attention' narrows it down.
 # GGML=folder adds ggml, built there by cmake.
 PEERS ?=
-.PHONY: bench-peers bench-report neon-report
+.PHONY: bench-peers bench-report bench-readme neon-report
 bench-peers: build/bench
 	@CC='$(CC)' GGML='$(GGML)' bench/peers_build.sh
 	@bench/peers.py $(PEERS)
 	@bench/report.py
 bench-report:
 	@bench/report.py
+# The same, and README's numbers and plots anew.
+bench-readme: bench-peers
+	@bench/report.py --readme
 
 # What the NEON kernels should reach on cores that are not at hand, by llvm-mca.
 neon-report:

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Turns what bench/peers.py measured into a table (time of the peer / our time: above 1 we are faster) and plots.
 
-  bench/report.py build/report/peers.json [more.json ...]      prints; writes build/report/*.svg where gnuplot is installed
+  bench/report.py [--readme] build/report/peers.json [more.json ...]
 
-Standard library only."""
+Prints; writes build/report/*.svg where gnuplot is installed. --readme puts the table of one thread and the plots into README.md,
+between its marks, and the plots into bench/plots. Standard library only."""
+import datetime
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -115,11 +119,80 @@ def plot_ratios(rows, what, suffix):
          "with boxxyerror lc rgb '#4477aa'\n", data)
 
 
-rows = read(sys.argv[1:] or [f"{FOLDER}/peers.json"])
+# What README shows of the table: label, its words.
+README = {
+    "matmul 128x128x128": "matrix product 128 x 128 x 128", "matmul 512x512x512": "512 x 512 x 512",
+    "matmul 1024x1024x1024": "1024 x 1024 x 1024", "matmul 128x3072x768": "128 x 3072 x 768", "matmul 128x768x3072": "128 x 768 x 3072",
+    "linear 512x768x768": "packed weight, 512 x 768 x 768", "linear 16x768x768": "16 x 768 x 768", "linear 8x4096x4096": "8 x 4096 x 4096",
+    "linear 1x4096x4096": "1 x 4096 x 4096", "linear 1x4096x4096 --dtype f16": "1 x 4096 x 4096, f16 weight",
+    "attention 12x64x128x128": "attention, 12 heads of 64, 128 x 128", "attention 12x64x512x512": "512 x 512",
+    "attention 12x64x2048x2048": "2048 x 2048", "attention 12x64x512x512 --causal": "512 x 512, causal",
+    "attention 12x64x2048x2048 --causal": "2048 x 2048, causal", "attention 32x128x512x512": "32 heads of 128, 512 x 512",
+    "decode 32x128x4096": "one query, 32 heads of 128, 4096 keys", "decode 32x128x4096 --kv-heads 4": "the same, 4 key/value heads",
+    "encoder 1x128x768x12x3072x12": "BERT-base encoder, 128 tokens", "encoder 1x512x768x12x3072x12": "512 tokens",
+    "encoder 8x128x768x12x3072x12": "8 x 128 tokens", "softmax 1024x768": "softmax 1024 x 768", "layer_norm 1024x768": "layer norm",
+    "gelu 1024x768": "GELU (erf)", "silu 1024x768": "SiLU", "transpose 1024x768": "transposed copy",
+}
+PLOTS = {"matmul-size": "product over size", "attention-time": "attention over length", "attention-memory": "its memory"}
+FENCE = "<!-- numbers: make bench-readme -->"
+
+
+def machine():
+    """Processor, compiler and date of this measurement."""
+    cpu = "unknown processor"
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        for line in f:
+            if line.startswith("model name"):
+                cpu = line.split(":")[1].strip()
+                break
+    version = subprocess.run(["cc", "--version"], stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout.split("\n")[0]
+    return f"{cpu} ({platform.machine()}), {version.strip()} `-O2`, {datetime.date.today()}"
+
+
+def cell(row):
+    return f"{row['ratio']:.2f}" if row else ""
+
+
+def write_readme(rows):
+    one = [r for r in rows if r["threads"] == 1]
+    found = {name: (ours, peers) for name, ours, peers in cases(one, "table")}
+    names = [n for n in ("openblas", "blis", "onednn", "pytorch", "onnxruntime", "ggml") if any(n in p for _, p in found.values())]
+    titles = {"openblas": "OpenBLAS", "blis": "BLIS", "onednn": "oneDNN", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "ggml": "ggml"}
+    isa, peak = one[0]["isa"], max(r.get("peak_gflops", 0) for r in one)
+    text = [FENCE, f"{machine()}; {isa}, one thread, f32, FMA peak {peak:.0f} GFLOP/s; medians of alternating batches. Numbers of other "
+            "libraries: their time divided by ours, above 1 we are faster.", "",
+            "| | ms | of the bound | " + " | ".join(titles[n] for n in names) + " |", "|---|---|---|" + "---|" * len(names)]
+    for name, words in README.items():
+        if name in found:
+            ours, peers = found[name]
+            text.append(f"| {words} | {ours['ms']:.3g} | {ours['peak_share']:.2f} {ours['bound']} | " +
+                        " | ".join(cell(peers.get(n)) for n in names) + " |")
+    os.makedirs("bench/plots", exist_ok=True)
+    text.append("")
+    for name, words in PLOTS.items():
+        drawn = f"{FOLDER}/{name}-{isa}-1.svg"
+        if os.path.exists(drawn):
+            with open(drawn, encoding="utf-8") as f:
+                picture = re.sub(r"<desc>[^<]*</desc>", "", f.read())
+            with open(f"bench/plots/{name}.svg", "w", encoding="utf-8") as f:
+                f.write("\n".join(line.rstrip() for line in picture.split("\n")))
+            text.append(f"![{words}](bench/plots/{name}.svg)")
+    text.append(FENCE)
+    with open("README.md", encoding="utf-8") as f:
+        readme = f.read()
+    first, last = readme.index(FENCE), readme.rindex(FENCE)
+    with open("README.md", "w", encoding="utf-8") as f:
+        f.write(readme[:first] + "\n".join(text) + readme[last + len(FENCE):])
+
+
+arguments = [a for a in sys.argv[1:] if a != "--readme"]
+rows = read(arguments or [f"{FOLDER}/peers.json"])
 table(rows)
-if not shutil.which("gnuplot"):
-    print("gnuplot is not installed: no plots")
-    sys.exit(0)
 os.makedirs(FOLDER, exist_ok=True)
-for draw in (plot_sizes, plot_lengths, plot_ratios):
-    by_threads(rows, draw)
+if shutil.which("gnuplot"):
+    for draw in (plot_sizes, plot_lengths, plot_ratios):
+        by_threads(rows, draw)
+else:
+    print("gnuplot is not installed: no plots")
+if "--readme" in sys.argv:
+    write_readme(rows)
