@@ -121,7 +121,7 @@ test-mini: build/test-mini/$(PROGRAM)
 
 # ---- the long matrix --------------------------------------------------------------------------------------------------
 
-CHECKS := lines style symbols api warnings embed no stack install flags cpp asan fuzz tsan valgrind i386 aarch64 mingw examples bench
+CHECKS := lines style symbols api warnings embed no stack install flags cpp asan fuzz tsan valgrind i386 aarch64 mingw examples bench fused
 .PHONY: $(CHECKS:%=check-%)
 check: $(CHECKS:%=check-%)
 
@@ -148,7 +148,11 @@ check-examples: $(EXAMPLES) build/test-mini/isas
 check-bench: $(BENCHES) build/test-mini/isas
 	@$(SCRIPTS)/check_bench.py
 
-# Not part of `check`: timings want a machine of their own. Floors of shares of the peak, and fused against unfused attention.
+# Fused attention against the formula written with our own ops: a ratio of alternated batches, best of several tries.
+check-fused: build/bench
+	@bench/check_speed.py --fused
+
+# Not part of `check`: timings want a machine of their own. Floors of shares of the peak, and check-fused.
 .PHONY: check-speed
 check-speed: build/bench
 	@bench/check_speed.py

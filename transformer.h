@@ -2846,6 +2846,13 @@ typedef struct tfm__attn_tile {
 } tfm__attn_tile;
 #define TFM__ATTN_ROWS 48               /* a multiple of every instruction set's tile height (12, 6, 4) */
 
+typedef struct tfm__scaled_row {
+    const float *from;
+    float *to;
+    char *ahead;
+    float by;
+} tfm__scaled_row;
+
 struct tfm__kernels {
     int isa;
     const char *name;
@@ -2886,6 +2893,8 @@ struct tfm__kernels {
     void (*rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n, int interleaved);
     float (*dot)(const float *a, const float *b, int64_t n);
 
+    /* to = from * by, n elements of each row; meanwhile fetches as many bytes at `ahead` into L2 */
+    void (*scale_rows)(tfm__scaled_row *row, int64_t rows, int64_t n, int64_t ahead_bytes);
     /* attention: scores = Q K^T, the caller's mask on them, then weights and output of the block */
     /* fills scores[rows][keys]; columns up to the next multiple of 16 are written too */
     void (*attn_scores)(tfm__attn_tile *t);
@@ -5256,6 +5265,16 @@ static void TFM__FN(pack_strips)(float *dst, const void *src, int src_dtype, int
  *  the bits of a row depend neither on the rows beside it nor on later keys (they are masked and add exact zeros).
  * ---------------------------------------------------------------------------------------------------------------- */
 
+static void TFM__FN(scale_rows)(tfm__scaled_row *row, int64_t rows, int64_t n, int64_t ahead_bytes) {
+    for (; rows > 0; --rows, ++row) {
+        const tfm__v by = v_set1(row->by);
+        int64_t i = 0;
+        for (; i < ahead_bytes; i += 64) v_prefetch_l2(row->ahead + i);
+        for (i = 0; i + TFM__W <= n; i += TFM__W) v_store(row->to + i, v_mul(v_load(row->from + i), by));
+        if (i < n) v_storen(row->to + i, v_mul(v_loadn(row->from + i, n - i), by), n - i);
+    }
+}
+
 /* The key panels are a packed weight, the queries the rows of a product. */
 static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     tfm__gemm g;
@@ -5311,21 +5330,19 @@ TFM__NOINLINE float TFM__FN(attn_max)(float *score, int64_t keys, int *masked) {
     return v_hmax(v_atleast(m0, m1));
 }
 
-/* score := exp(score - *max), zeros up to the block's end; returns their sum. Its order is tied to the key's place in
- * the block: more keys of weight 0 behind the last one do not change it. A row without a key has max = -inf: then every
+/* score := exp(score - *max), in whole vectors; returns their sum. Its order is tied to the key's place in the block:
+ * more keys of weight 0 behind the last one do not change it. A row without a key has max = -inf: then every
  * weight is exp(-inf) = 0; with nothing but NaN *max becomes NaN, too. */
 TFM__NOINLINE float TFM__FN(attn_weights)(float *score, int64_t keys, float *max) {
     const int none = tfm__float_bits(*max) == 0xff800000u;
     const tfm__v top = v_set1(none ? 0.0f : *max), log2_e = v_set1(1.44269504f);
     tfm__v sum = v_zero();
     float total;
-    int64_t i = 0;
-    for (; i < keys; i += TFM__W) {
+    for (int64_t i = 0; i < keys; i += TFM__W) {
         const tfm__v e = v_exp2(v_mul(v_sub(v_load(score + i), top), log2_e));
         v_store(score + i, e);
         sum = v_add(sum, e);
     }
-    for (; i < TFM__BLOCK_KEYS; i += TFM__W) v_store(score + i, v_zero());
     total = v_sum(sum);
     if (none && tfm__float_bits(total) << 1 != 0) *max = total;
     return total;
@@ -5462,7 +5479,7 @@ static const tfm__kernels TFM__FN(kernels) = {
     TFM__FN(gemm), TFM__FN(pack_panels), TFM__FN(pack_strips), TFM__FN(transpose),
     TFM__FN(load), TFM__FN(store), TFM__FN(unary), TFM__FN(binary), TFM__FN(fma_scalar), TFM__FN(reduce), TFM__FN(glu),
     TFM__FN(softmax), TFM__FN(logsumexp), TFM__FN(norm), TFM__FN(rotary), TFM__FN(dot),
-    TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_reduce), TFM__FN(attn_merge)
+    TFM__FN(scale_rows), TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_reduce), TFM__FN(attn_merge)
 };
 
 /* What differs from pass to pass, or is too short a name to leave behind. */
@@ -11270,6 +11287,7 @@ typedef struct tfm__mask_tile {
     /* keys [low, high) that order, window, prefix, lengths leave a row */
     int64_t low[TFM__ATTN_ROWS], high[TFM__ATTN_ROWS];
     int64_t first, last;                                 /* and [first, last) to any row: first >= last: none */
+    int even;                                            /* 1: every row has that range */
     /* of the block at hand */
     /* its keys, cut behind the last one that any row's range holds */
     int64_t key, keys;
@@ -11291,15 +11309,22 @@ static void tfm__mask_range(const tfm__masking *m, int64_t b, int64_t i, int64_t
 
 /* After batch, rows, query, head and allowed are set. */
 static void tfm__mask_tile_begin(const tfm__masking *m, tfm__mask_tile *t) {
-    int64_t r;
+    const int flat = !m->causal && !m->window_left && !m->window_right && t->rows > 0
+        && t->query[t->rows - 1] < m->rows[t->batch].queries;
+    int64_t low = 0, high = 0, r;
     t->first = INT64_MAX;
     t->last = 0;
+    t->even = 1;
     for (r = 0; r < t->rows; ++r) {
-        tfm__mask_range(m, t->batch, t->query[r], &t->low[r], &t->high[r]);
+        if (r == 0 || (!flat && t->query[r] != t->query[r - 1])) {
+            tfm__mask_range(m, t->batch, t->query[r], &low, &high);
+            t->even &= r == 0 || (low == t->low[r - 1] && high == t->high[r - 1]);
+            t->first = low < high ? tfm__min64(t->first, low) : t->first;
+            t->last = low < high ? tfm__max64(t->last, high) : t->last;
+        }
+        t->low[r] = low;
+        t->high[r] = high;
         t->state[r] = TFM__TILE_FULL;
-        if (t->low[r] >= t->high[r]) continue;
-        t->first = tfm__min64(t->first, t->low[r]);
-        t->last = tfm__max64(t->last, t->high[r]);
     }
 }
 
@@ -11397,11 +11422,13 @@ static int tfm__mask_block(const tfm__masking *m, tfm__mask_tile *t, int64_t key
     t->key = key;
     t->keys = 0;
     if (t->first >= key + count || t->last <= key) return TFM__TILE_EMPTY;
-    for (r = 0; r < t->rows; ++r) {
+    if (t->even) end = tfm__min64(t->last, key + count);
+    for (r = 0; !t->even && r < t->rows; ++r) {
         if (t->low[r] < key + count && t->high[r] > key) end = tfm__max64(end, tfm__min64(t->high[r], key + count));
     }
     if (end == key) return TFM__TILE_EMPTY;
     t->keys = end - key;
+    if (t->even && !m->boolean) return t->first <= key ? TFM__TILE_FULL : TFM__TILE_MIXED;
     if (m->boolean && !tfm__mask_read(m, t)) return TFM__TILE_EMPTY;
     for (r = 0; full && r < t->rows; ++r) full = t->low[r] <= key && t->high[r] >= end && t->state[r] == TFM__TILE_FULL;
     return full ? TFM__TILE_FULL : TFM__TILE_MIXED;
@@ -11674,24 +11701,30 @@ static int64_t tfm__attn_lay(const tfm__attn *a, char *base, int64_t tiles, tfm_
 
 /* -- tiles --------------------------------------------------------------------------------------------------------- */
 
-/* After batch, rows, query and head are set: ranges and scaled queries. */
+/* After batch, rows, query and head are set: ranges and scaled queries. The result's rows are fetched meanwhile: they
+ * lie apart, and with few keys writing them was half of the time. */
 static void tfm__attn_rows_begin(const tfm__attn *a, tfm__attn_rows *x) {
+    const int plain = a->q.dtype == TFM_F32 && a->q.stride[3] == 1;
+    tfm__scaled_row row[TFM__ATTN_ROWS];
     int64_t r;
     tfm__mask_tile_begin(&a->mask, &x->mask);
     x->super.any = x->total.any = 0;
     for (r = 0; r < x->mask.rows; ++r) {
-        float *const q = x->q + r * a->key_size;
-        const char *const from = tfm__attn_at(&a->q, x->mask.batch, x->mask.head[r], x->mask.query[r]);
-        const int plain = a->q.dtype == TFM_F32 && a->q.stride[3] == 1;
-        if (!plain) a->k->load(q, from, a->q.dtype, a->q.stride[3], a->key_size);
-        a->k->unary(TFM__U_SCALE, q, plain ? (const float *)(const void *)from : q, a->scale, 0.0f, a->key_size);
+        const char *const at = tfm__attn_at(&a->q, x->mask.batch, x->mask.head[r], x->mask.query[r]);
+        row[r].to = x->q + r * a->key_size;
+        row[r].from = plain ? (const float *)(const void *)at : row[r].to;
+        row[r].by = a->scale;
+        row[r].ahead = tfm__attn_at(&a->out, x->mask.batch, x->mask.head[r], x->mask.query[r]);
+        if (!plain) a->k->load(row[r].to, at, a->q.dtype, a->q.stride[3], a->key_size);
     }
+    a->k->scale_rows(row, x->mask.rows, a->key_size, a->value_size * a->out.size);
 }
 
 /* Sets up the tiles of a unit; returns how many there are. [*first, *last): the keys that they attend. */
 static int64_t tfm__attn_begin(const tfm__attn *a, tfm__attn_lane *lane, int64_t unit, int64_t *first, int64_t *last) {
     const int64_t all = a->queries * a->group, head = unit / a->bands % a->kv_heads;
     int64_t row = unit % a->bands * a->band_tiles * TFM__ATTN_ROWS, count = 0, r;
+    int64_t query = row / a->group, member = row % a->group;
     *first = INT64_MAX;
     *last = 0;
     lane->batch = unit / a->bands / a->kv_heads;
@@ -11702,8 +11735,10 @@ static int64_t tfm__attn_begin(const tfm__attn *a, tfm__attn_lane *lane, int64_t
         x->mask.batch = lane->batch;
         x->mask.rows = tfm__min64(TFM__ATTN_ROWS, all - row);
         for (r = 0; r < x->mask.rows; ++r, ++row) {
-            x->mask.query[r] = row / a->group;
-            x->mask.head[r] = head * a->group + row % a->group;
+            x->mask.query[r] = query;
+            x->mask.head[r] = head * a->group + member;
+            member += 1;
+            if (member == a->group) query += 1, member = 0;
         }
         tfm__attn_rows_begin(a, x);
         *first = tfm__min64(*first, x->mask.first);
@@ -11826,7 +11861,11 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     t->v = lane->v;
     t->v_dtype = a->value.dtype;
     t->v_row = lane->v_row;
-    t->next = a->panels ? (const char *)lane->k + TFM__BLOCK_KEYS * a->key_size * a->key.size : NULL;
+    if (a->panels) {
+        t->next = (const char *)lane->k + TFM__BLOCK_KEYS * a->key_size * a->key.size;
+    } else if (a->key.stride[3] == 1 && a->key.stride[2] == a->key_size) {
+        t->next = tfm__attn_at(&a->key, lane->batch, lane->head, x->mask.key + TFM__BLOCK_KEYS);
+    }
     t->scores = lane->scores;
     t->out = lane->block.out;
     t->out_row = a->value_size;
@@ -11877,14 +11916,14 @@ static void tfm__attn_super(const tfm__attn *a, tfm__attn_lane *lane, int64_t ti
 
 /* Divides by the sum (and sink), writes results and statistics of a tile. */
 static void tfm__attn_finish(const tfm__attn *a, const tfm__attn_rows *x, tfm__attn_part *part) {
-    int64_t r;
+    tfm__scaled_row row[TFM__ATTN_ROWS];
+    int64_t count = 0, r;
     for (r = 0; r < x->mask.rows; ++r) {
         const int64_t b = x->mask.batch, h = x->mask.head[r], i = x->mask.query[r];
         const int64_t at = (b * a->heads + h) * a->queries + i;
         float top = part->any ? part->max[r] : tfm__bits_float(0xff800000u), sum = part->any ? part->sum[r] : 0.0f;
         float *const from = part->out + r * a->value_size;
         char *const to = tfm__attn_at(&a->out, b, h, i);
-        float *const row = a->out.dtype == TFM_F32 ? (float *)(void *)to : from;
         if (sum == 0.0f || a->dropout >= 1.0f) {
             if (a->value_size) memset(to, 0, (size_t)(a->value_size * a->out.size)); /* 0 in every float type */
         } else {
@@ -11900,14 +11939,20 @@ static void tfm__attn_finish(const tfm__attn *a, const tfm__attn_rows *x, tfm__a
                 a->k->unary(TFM__U_SCALE, from, from, shift[1], 0.0f, a->value_size);
             }
             divisor = a->dropout > 0.0f ? sum * (1.0f - a->dropout) : sum;
-            a->k->unary(TFM__U_SCALE, row, from, 1.0f / divisor, 0.0f, a->value_size);
-            if (a->out.dtype != TFM_F32) a->k->store(to, a->out.dtype, 1, row, a->value_size);
+            row[count].by = 1.0f / divisor;
+            row[count].from = from;
+            row[count].to = a->out.dtype == TFM_F32 ? (float *)(void *)to : from;
+            row[count++].ahead = to;
         }
         if (a->top) a->top[at] = top, a->sum[at] = sum;
         if (a->lse) {
             a->k->unary(TFM__U_LOG, a->lse + at, &sum, 0.0f, 0.0f, 1);
             a->lse[at] += top;
         }
+    }
+    a->k->scale_rows(row, count, a->value_size, 0);
+    for (r = 0; a->out.dtype != TFM_F32 && r < count; ++r) {
+        a->k->store(row[r].ahead, a->out.dtype, 1, row[r].to, a->value_size);
     }
 }
 

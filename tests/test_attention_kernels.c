@@ -130,7 +130,7 @@ static void check_tile(const tfm__kernels *k, const tile *a) {
                 score[j] += (double)a->t.q[r * a->t.q_row + i] * (double)element(a->t.k, a->t.k_dtype, key_at(a, j, i));
             if (!a->masked[r * BLOCK + j] && score[j] > most) most = score[j];
         }
-        for (j = 0; j < BLOCK; j++) {
+        for (j = 0; j < (a->t.keys + k->width - 1) / k->width * k->width; j++) {
             const double w = j < a->t.keys && !a->masked[r * BLOCK + j] ? exp(score[j] - most) : 0;
             CHECK(w == 0 ? weight[j] == 0 : fabs((double)weight[j] - w) <= budget[BUDGET_WEIGHT].most,
                   TILE ": weight of query %d on key %d is %.9g, not %.9g", TILE_OF(k, a), (int)r, (int)j,
