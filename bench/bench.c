@@ -415,6 +415,25 @@ static tfm_tensor *call_create(bench_run *r, int64_t set) {
     return r->operand[set][0];
 }
 
+#define PANEL 16 /* outputs */
+/* A weight into panels that are there already: what tfm_params_prepare does, without the memory it asks for. */
+static int prepare_pack(bench_run *r, int64_t set) {
+    const int64_t out = r->shape[0], in = r->shape[1];
+    r->operand[set][0] = random_tensor(r, TFM_SHAPE(out, in));
+    r->operand[set][1] = tfm_zeros(r->c, TFM_SHAPE(tfm__round_up(out, PANEL), in));
+    if (r->set.dtype != TFM_F32) r->operand[set][1] = tfm_cast(r->c, r->operand[set][1], r->set.dtype);
+    r->bytes = 2.0 * element_size(r) * (double)(out * in);
+    return 0;
+}
+static tfm_tensor *call_pack(bench_run *r, int64_t set) {
+    tfm__pack_job job;
+    job.c = r->c;
+    job.t = r->operand[set][0];
+    job.panels = (char *)r->operand[set][1]->data;
+    tfm__for(r->c, tfm__ceil_div(r->shape[0], PANEL), 4, r->bytes, tfm__pack_task, &job);
+    return r->operand[set][1];
+}
+
 /* A file of `MB` in matrices of 1 MiB (512 x 512 f32), opened, then used as it lies or packed. */
 #define OPEN_SIDE 512
 static int prepare_open(bench_run *r, int64_t set) {
@@ -499,6 +518,7 @@ static const bench_op ops[] = {
     OP("decoder_step", MODEL_SHAPE, NULL, BOUND_ROOFLINE, prepare_decoder_step, call_feed),
     OP("prompt", MODEL_SHAPE, NULL, BOUND_ROOFLINE, prepare_prompt, call_feed),
     OP("create", "contexts", "1", BOUND_NONE, prepare_create, call_create),
+    OP("pack", "out,in", "768,768", BOUND_COPY, prepare_pack, call_pack),
     OP("open_mapped", "MB", "64", BOUND_NONE, prepare_open, call_open_mapped),
     OP("open_packed", "MB", "64", BOUND_COPY, prepare_open, call_open_packed),
 };

@@ -14,8 +14,9 @@ enum { PANEL = 16, ATTENTION_ROWS = 48 }; /* of chapter 4 */
 
 #define SLOTS(X) \
     X(gemm) \
-    X(pack_panels) X(pack_strips) X(transpose) X(load) X(store) X(unary) X(binary) X(fma_scalar) X(reduce) X(glu) X(softmax) \
-        X(logsumexp) X(norm) X(rotary) X(dot) X(scale_rows) X(attn_scores) X(attn_keep) X(attn_reduce) X(attn_merge)
+    X(pack_panels) X(pack_weight) X(pack_strips) X(transpose) X(load) X(store) X(unary) X(binary) X(fma_scalar) \
+        X(reduce) X(glu) X(softmax) X(logsumexp) X(norm) X(rotary) X(dot) X(scale_rows) X(attn_scores) X(attn_keep) \
+        X(attn_reduce) X(attn_merge)
 
 /* Also instruction sets that this machine cannot run. Slots that may hold another set's function: none. */
 Test(kernels, no_slot_of_a_table_holds_another_instruction_sets_function) {
@@ -960,6 +961,13 @@ static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols,
                   float_name[to], float_name[from], (long long)cols, (long long)depth, (long long)col_step,
                   (long long)k_step, (long long)j, (long long)i, (double)is, (double)want);
         }
+    if (from == to && k_step == 1 && col_step == depth) {
+        void *weight = room(3, panels * depth * float_size(to));
+        memset(weight, 0x55, (size_t)(panels * depth * float_size(to)));
+        k->pack_weight(weight, src, to, cols, depth);
+        CHECK(same(weight, dst, panels * depth * float_size(to)), "%s: %s weight of %lld x %lld", k->name,
+              float_name[to], (long long)cols, (long long)depth);
+    }
     for (strip = 0; strip < strips; strip++)
         for (j = tfm__strip_begin(cols, strips, strip); j < tfm__strip_begin(cols, strips, strip + 1); j++)
             for (i = 0; i < depth; i++)
@@ -988,6 +996,7 @@ Test(kernels, packing_puts_every_element_in_its_place_and_zeros_in_the_rest) {
                                                   : 1);
                     }
                     check_packing(k, from, to, 3 * PANEL + 1, 3 * k->width + 1, 3 * k->width + 1, 1);
+                    check_packing(k, from, to, 3 * PANEL, 100, 100, 1);
                 }
         assert_fronts_untouched("packing");
     }

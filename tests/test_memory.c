@@ -583,6 +583,65 @@ Test(memory, peaks_are_what_was_used_at_most_and_start_again_on_request) {
     assert_no_leak(&m);
 }
 
+/* -- attention over long sequences --------------------------------------------------------------------------------- */
+
+/* Bytes beside its result that attention of `rows` queries over `keys` cached keys takes of the arena. */
+static int64_t attention_extra(tfm_ctx *c, int64_t heads, int64_t rows, int64_t keys, int64_t size) {
+    enum { CHUNK = 4096 };
+    const tfm_marker mark = tfm_mark(c);
+    tfm_cache_options o;
+    tfm_attention_options a;
+    tfm_cache *cache;
+    tfm_tensor *q = tfm_uniform(c, TFM_SHAPE(1, heads, rows, size), -1, 1),
+               *k = tfm_uniform(c, TFM_SHAPE(1, heads, CHUNK, size), -1, 1);
+    int64_t at, before, bytes;
+    memset(&o, 0, sizeof o);
+    memset(&a, 0, sizeof a);
+    o.heads = heads;
+    o.key_size = size;
+    o.capacity = keys;
+    o.dtype = TFM_F16;
+    cache = tfm_cache_create(c, &o);
+    assert_made(c, cache);
+    for (at = 0; at < keys; at += CHUNK) {
+        const tfm_tensor *part = tfm_narrow(c, k, 2, 0, keys - at < CHUNK ? keys - at : CHUNK);
+        assert_ok(c, tfm_cache_append(c, cache, 0, part, part, NULL));
+    }
+    a.mask.causal = TFM_CAUSAL_BOTTOM_RIGHT;
+    tfm_memory_reset(c);
+    before = used(c);
+    assert_made(c, tfm_attention_cached(c, q, cache, 0, &a));
+    bytes = tfm_memory_usage(c).arena_peak - before - heads * rows * size * (int64_t)sizeof(float);
+    tfm_cache_destroy(cache);
+    tfm_rewind(c, mark);
+    return bytes;
+}
+
+Test(memory, attention_takes_as_much_for_every_number_of_keys) {
+    TEST_EACH_ISA(c, 1) {
+        int64_t rows, keys;
+        for (rows = 1; rows <= 5; rows += 4)
+            for (keys = 128; keys <= 131072; keys *= 4) {
+                const int64_t bytes = attention_extra(c, 2, rows, keys < 131072 / 2 ? keys : 131072, 32);
+                cr_assert_lt(bytes, 2048, "%lld bytes for %lld keys", (long long)bytes, (long long)keys);
+            }
+    }
+}
+
+/* Partial results are merged in waves, as many as keep the threads busy, not all at the end. */
+Test(memory, decoding_with_split_keys_takes_as_much_for_131072_keys_as_for_32768) {
+    int64_t heads, size;
+    TEST_EACH_ISA(c, 4) {
+        for (heads = 1; heads <= 5; heads += 2)
+            for (size = 64; size <= 128; size += 64) {
+                const int64_t some = attention_extra(c, heads, 1, 32768, size),
+                              most = attention_extra(c, heads, 1, 131072, size);
+                cr_assert_leq(most, some, "%lld bytes, %lld for a quarter of the keys", (long long)most,
+                              (long long)some);
+            }
+    }
+}
+
 /* What the parameters and caches take is theirs: it goes back when they are destroyed, also behind the context. */
 Test(memory, objects_outlive_their_context) {
     test_memory m = test_memory_new();

@@ -2,6 +2,7 @@
 """Every TFM_NO_* that the header knows: alone, and all that may be combined; each build is free of warnings and computes."""
 import os
 import re
+import subprocess
 from report import Report, WARNINGS, output_of, read, run_all, write, HEADER
 
 SMOKE = """
@@ -17,6 +18,7 @@ int main(void) {
     return bad;
 }
 """
+MOST_SECONDS, MOST_BYTES = 20, 700000  # of `gcc -O2` with every default
 report = Report("check-no")
 text = read(HEADER)
 macros = sorted(set(re.findall(r"\bTFM_NO_[A-Z0-9_]+\b", text)))
@@ -49,5 +51,21 @@ def sizes():
     return ""
 
 
+def defaults():
+    """What a user's `cc -O2` takes: seconds of the processor, whatever else runs, and the object."""
+    os.makedirs("build/check/no", exist_ok=True)
+    command = ["gcc", "-O2", "-I.", "-c", "tests/impl.c", "-o", "build/check/no/defaults.o"]
+    compiler = subprocess.Popen(command)
+    _, status, used = os.wait4(compiler.pid, 0)
+    compiler.returncode = status
+    seconds = used.ru_utime + used.ru_stime
+    total = 0 if status else int(output_of("size", "build/check/no/defaults.o").splitlines()[1].split()[3])
+    print(f"  gcc -O2, nothing left out: {seconds:.1f} s, {total / 1000:.1f} kB of code, constants and data")
+    if status:
+        return f"gcc: status {status}"
+    return "" if seconds < MOST_SECONDS and total < MOST_BYTES else f"{MOST_SECONDS} s and {MOST_BYTES // 1000} kB are the most"
+
+
 report.attempt("sizes", sizes)
+report.attempt("defaults at -O2", defaults)
 report.finish()
