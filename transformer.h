@@ -2843,6 +2843,10 @@ typedef struct tfm__attn_tile {
     float *scores;                      /* rows x TFM__BLOCK_KEYS scratch, row stride TFM__BLOCK_KEYS */
     float *out; int64_t out_row;        /* rows x value_size: this block's own output, unnormalised */
     float *max, *sum;                   /* per row: this block's maximum (-inf: no key) and sum of exp */
+    /* per row: scores outside keys [low, high) are -inf, from this place of the first key on; NULL: not said */
+    const int64_t *low, *high;
+    int64_t key;
+    int64_t *finite;                    /* how many leading values of the block are known to be finite; or NULL */
 } tfm__attn_tile;
 #define TFM__ATTN_ROWS 48               /* a multiple of every instruction set's tile height (12, 6, 4) */
 
@@ -2928,6 +2932,31 @@ typedef struct tfm__tile {
 /* Where strip i begins when `count` of them share `rows` rows evenly: the first rows % count have one more. */
 TFM__UNUSED static int64_t tfm__strip_begin(int64_t rows, int64_t count, int64_t i) {
     return i * (rows / count) + tfm__min64(i, rows % count);
+}
+
+/* Rows of a tile that share a register tile of the product, and the keys (whole panels) that any of them attends:
+ * nothing else is computed. On a diagonal block, or at a window's ends, that is half of it. */
+typedef struct tfm__attn_strip {
+    int64_t row, end, first, last;
+} tfm__attn_strip;
+
+/* Strip i of a tile; returns 0 behind the last one. Where ranges are not known all rows are one strip. */
+TFM__NOINLINE int tfm__attn_strip_of(const tfm__attn_tile *t, int64_t tile_rows, int64_t i, tfm__attn_strip *x) {
+    const int64_t count = t->low ? tfm__ceil_div(t->rows, tile_rows) : 1;
+    int64_t r;
+    if (i >= count || t->rows <= 0) return 0;
+    x->row = tfm__strip_begin(t->rows, count, i);
+    x->end = tfm__strip_begin(t->rows, count, i + 1);
+    x->first = t->low ? t->keys : 0;
+    x->last = t->low ? 0 : t->keys;
+    for (r = x->row; t->low && r < x->end; ++r) {
+        if (t->low[r] >= t->high[r]) continue;
+        x->first = tfm__min64(x->first, tfm__max64(0, t->low[r] - t->key));
+        x->last = tfm__max64(x->last, tfm__min64(t->keys, t->high[r] - t->key));
+    }
+    x->first -= x->first % TFM__PANEL;
+    if (x->first >= x->last) x->first = x->last = 0;
+    return 1;
 }
 
 /* Bits of 2/pi behind the binary point, after 32 zeros. */
@@ -5423,22 +5452,24 @@ static void TFM__FN(scale_rows)(tfm__scaled_row *row, int64_t rows, int64_t n, i
 /* The key panels are a packed weight, the queries the rows of a product. */
 static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     tfm__gemm g;
+    tfm__attn_strip x;
     memset(&g, 0, sizeof g);
-    g.rows = t->rows;
-    g.cols = tfm__round_up(t->keys, TFM__PANEL);
     g.depth = t->key_size;
-    g.a = t->q;
     g.a_row = t->q_row;
-    g.b = t->k;
     g.b_dtype = t->k_dtype;
     g.b_row = TFM__PANEL;
     g.b_panel = t->k_panel;
-    g.c = t->scores;
     g.c_row = TFM__BLOCK_KEYS;
     g.next = t->v_row == t->value_size ? t->v : NULL;
     g.activation = TFM_ACT_NONE;
-    g.finish = 1;
-    if (g.rows > 0 && g.cols > 0) TFM__FN(gemm)(&g);
+    for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
+        g.rows = x.end - x.row;
+        g.cols = tfm__round_up(x.last, TFM__PANEL) - x.first;
+        g.a = t->q + x.row * t->q_row;
+        g.b = (const char *)t->k + x.first / TFM__PANEL * t->k_panel * (t->k_dtype == TFM_F32 ? 4 : 2);
+        g.c = t->scores + x.row * TFM__BLOCK_KEYS + x.first;
+        TFM__FN(gemm)(&g);
+    }
 }
 
 /* score := -inf where keep is 0. Both have room for whole vectors. */
@@ -5493,14 +5524,15 @@ TFM__NOINLINE float TFM__FN(attn_weights)(float *score, int64_t keys, float *max
     return total;
 }
 
-/* 0 times a finite value adds 0 to a sum; Inf or NaN make it NaN. Four sums, so that latency does not count. */
+/* 0 times a finite value adds 0 to a sum; Inf or NaN make it NaN. Four sums, so that latency does not count
+ * (in plain C a vector is several chains already). Values known to be finite are left out. */
 TFM__ALWAYS_INLINE int TFM__FN(attn_finite_as)(const tfm__attn_tile *t, int dtype) {
     const tfm__v zero = v_zero();
     tfm__v s0 = zero, s1 = zero, s2 = zero, s3 = zero;
     for (int64_t j = 0; j < t->value_size; j += TFM__W) {
         const int64_t m = t->value_size - j, row = t->v_row;
         int64_t key = 0;
-        for (; m >= TFM__W && key + 4 <= t->keys; key += 4) {
+        for (; TFM__PASS != TFM__SCALAR && m >= TFM__W && key + 4 <= t->keys; key += 4) {
             s0 = v_fma(TFM__FN(widen)(t->v, dtype, key * row + j, TFM__W), zero, s0);
             s1 = v_fma(TFM__FN(widen)(t->v, dtype, (key + 1) * row + j, TFM__W), zero, s1);
             s2 = v_fma(TFM__FN(widen)(t->v, dtype, (key + 2) * row + j, TFM__W), zero, s2);
@@ -5512,18 +5544,25 @@ TFM__ALWAYS_INLINE int TFM__FN(attn_finite_as)(const tfm__attn_tile *t, int dtyp
 }
 
 TFM__NOINLINE int TFM__FN(attn_values_finite)(const tfm__attn_tile *t) {
-    if (t->v_dtype == TFM_F16) return TFM__FN(attn_finite_as)(t, TFM_F16);
-    if (t->v_dtype == TFM_BF16) return TFM__FN(attn_finite_as)(t, TFM_BF16);
-    return TFM__FN(attn_finite_as)(t, TFM_F32);
+    const int64_t from = t->finite ? *t->finite : 0;
+    tfm__attn_tile rest = *t;
+    int finite;
+    rest.v = (const char *)t->v + from * t->v_row * (t->v_dtype == TFM_F32 ? 4 : 2);
+    rest.keys -= from;
+    finite = t->v_dtype == TFM_F16 ? TFM__FN(attn_finite_as)(&rest, TFM_F16)
+        : t->v_dtype == TFM_BF16 ? TFM__FN(attn_finite_as)(&rest, TFM_BF16) : TFM__FN(attn_finite_as)(&rest, TFM_F32);
+    if (finite && t->finite) *t->finite = tfm__max64(from, t->keys);
+    return finite;
 }
 
 /* Output of one row from the keys that `masked` (a bit a key) does not name; the product's chain for the others. */
-TFM__NOINLINE void TFM__FN(attn_skip)(const tfm__attn_tile *t, int64_t row, const uint32_t *masked) {
+TFM__NOINLINE void TFM__FN(attn_skip)(const tfm__attn_tile *t, int64_t row, const tfm__attn_strip *x,
+                                      const uint32_t *masked) {
     const float *const weight = t->scores + row * TFM__BLOCK_KEYS;
     for (int64_t j = 0; j < t->value_size; j += TFM__W) {
         const int64_t m = t->value_size - j;
         tfm__v sum = v_zero();
-        for (int64_t key = 0; key < t->keys; ++key) {
+        for (int64_t key = x->first; key < x->last; ++key) {
             if (masked[key / 32] >> (key % 32) & 1u) continue;
             sum = v_fma(v_set1(weight[key]), TFM__FN(widen)(t->v, t->v_dtype, key * t->v_row + j, m), sum);
         }
@@ -5534,41 +5573,44 @@ TFM__NOINLINE void TFM__FN(attn_skip)(const tfm__attn_tile *t, int64_t row, cons
 static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
     int masked[TFM__ATTN_ROWS], any = 0;
     uint32_t which[TFM__ATTN_ROWS][TFM__BLOCK_KEYS / 32];
-    for (int64_t r = 0; r < t->rows; ++r) {
-        t->max[r] = TFM__FN(attn_max)(t->scores + r * TFM__BLOCK_KEYS, t->keys, &masked[r]);
-        any |= masked[r];
+    tfm__attn_strip x;
+    tfm__gemm g;
+    for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
+        for (int64_t r = x.row; r < x.end; ++r) {
+            float *const score = t->scores + r * TFM__BLOCK_KEYS + x.first;
+            t->max[r] = TFM__FN(attn_max)(score, x.last - x.first, &masked[r]);
+            any |= masked[r];
+        }
     }
     /* A masked key's weight of 0 takes it out of the product, unless its value is Inf or NaN: then it is skipped. */
     const int skip = any && !TFM__FN(attn_values_finite)(t);
-    for (int64_t r = 0; skip && r < t->rows; ++r) {
-        memset(which[r], 0, sizeof which[r]);
-        for (int64_t key = 0; key < t->keys; ++key) {
-            const uint32_t score = tfm__float_bits(t->scores[r * TFM__BLOCK_KEYS + key]);
-            if (score == 0xff800000u) which[r][key / 32] |= 1u << (key % 32);
-        }
-    }
-    for (int64_t r = 0; r < t->rows; ++r) {
-        t->sum[r] = TFM__FN(attn_weights)(t->scores + r * TFM__BLOCK_KEYS, t->keys, &t->max[r]);
-    }
-    tfm__gemm g;
     memset(&g, 0, sizeof g);
-    g.rows = t->rows;
     g.cols = t->value_size;
-    g.depth = t->keys;
-    g.a = t->scores;
     g.a_row = TFM__BLOCK_KEYS;
-    g.b = t->v;
     g.b_dtype = t->v_dtype;
     g.b_row = t->v_row;
     g.b_panel = TFM__PANEL;
-    g.c = t->out;
     g.c_row = t->out_row;
     g.next = t->next;
     g.activation = TFM_ACT_NONE;
-    g.finish = 1;
-    if (g.rows > 0 && g.cols > 0) TFM__FN(gemm)(&g);
-    for (int64_t r = 0; skip && r < t->rows; ++r) {
-        if (masked[r]) TFM__FN(attn_skip)(t, r, which[r]);
+    for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
+        for (int64_t r = x.row; r < x.end; ++r) {
+            float *const score = t->scores + r * TFM__BLOCK_KEYS;
+            if (skip) memset(which[r], 0, sizeof which[r]);
+            for (int64_t key = x.first; skip && key < x.last; ++key) {
+                if (tfm__float_bits(score[key]) == 0xff800000u) which[r][key / 32] |= 1u << (key % 32);
+            }
+            t->sum[r] = TFM__FN(attn_weights)(score + x.first, x.last - x.first, &t->max[r]);
+        }
+        g.rows = x.end - x.row;
+        g.depth = x.last - x.first;
+        g.a = t->scores + x.row * TFM__BLOCK_KEYS + x.first;
+        g.b = (const char *)t->v + x.first * t->v_row * (t->v_dtype == TFM_F32 ? 4 : 2);
+        g.c = t->out + x.row * t->out_row;
+        TFM__FN(gemm)(&g);
+        for (int64_t r = x.row; skip && r < x.end; ++r) {
+            if (masked[r]) TFM__FN(attn_skip)(t, r, &x, which[r]);
+        }
     }
 }
 
@@ -11495,6 +11537,7 @@ static void tfm__mask_and_matrix(const tfm__masking *m, const tfm__mask_matrix *
                                  unsigned char *allowed) {
     const char *const p = x->data + at * x->size;
     float value[TFM__BLOCK_KEYS];
+    const float *v = value;
     int64_t j;
     if (x->size == 1 && x->kind != TFM__MASK_BIAS) {
         tfm__mask_and_bytes(allowed, (const unsigned char *)p, x->stride[3], x->kind != TFM__MASK_IGNORE, n);
@@ -11506,16 +11549,37 @@ static void tfm__mask_and_matrix(const tfm__masking *m, const tfm__mask_matrix *
         }
         return;
     }
-    m->k->load(value, p, x->dtype, x->stride[3], n);
+    if (x->dtype == TFM_F32 && x->stride[3] == 1) {
+        v = (const float *)(const void *)p;
+    } else {
+        m->k->load(value, p, x->dtype, x->stride[3], n);
+    }
     if (x->kind == TFM__MASK_NONZERO) {
-        for (j = 0; j < n; ++j) allowed[j] = (unsigned char)(allowed[j] & (value[j] != 0.0f));
-    } else if (!(m->k->reduce(TFM__R_MIN, value, n) > tfm__bits_float(0xff800000u))) {
-        for (j = 0; j < n; ++j) allowed[j] = (unsigned char)(allowed[j] & (tfm__float_bits(value[j]) != 0xff800000u));
+        for (j = 0; j < n; ++j) allowed[j] = (unsigned char)(allowed[j] & (v[j] != 0.0f));
+    } else if (!(m->k->reduce(TFM__R_MIN, v, n) > tfm__bits_float(0xff800000u))) {
+        for (j = 0; j < n; ++j) allowed[j] = (unsigned char)(allowed[j] & (tfm__float_bits(v[j]) != 0xff800000u));
     }
 }
 
 static int64_t tfm__mask_at(const tfm__mask_matrix *x, const tfm__mask_tile *t, int64_t r) {
     return t->batch * x->stride[0] + t->head[r] * x->stride[1] + t->query[r] * x->stride[2] + t->key * x->stride[3];
+}
+
+/* Fetches the matrices' rows for the block at `key`, which the tile takes up next: pieces of 128 to 512 bytes that lie
+ * far apart, so that the hardware does not see where they go on. */
+static void tfm__mask_fetch(const tfm__masking *m, tfm__mask_tile *t, int64_t key) {
+    tfm__scaled_row row[TFM__ATTN_ROWS];
+    int64_t r;
+    int i;
+    t->key = key;
+    for (i = 0; key < t->last && key + TFM__BLOCK_KEYS > t->first && i < m->matrices; ++i) {
+        const tfm__mask_matrix *const x = &m->matrix[i];
+        for (r = 0; r < t->rows; ++r) {
+            row[r].by = 0.0f;
+            row[r].ahead = (char *)(uintptr_t)x->data + tfm__mask_at(x, t, r) * x->size;
+        }
+        if (x->stride[2] && x->stride[3] == 1) m->k->scale_rows(row, t->rows, 0, TFM__BLOCK_KEYS * x->size);
+    }
 }
 
 static int64_t tfm__mask_segment(const tfm_tensor *t, int64_t b, int64_t i) {
@@ -11757,7 +11821,7 @@ typedef struct tfm__attn_lane {            /* what a thread works in */
     char *panels, *values;                 /* a block's keys and values, where they cannot be used as they lie */
     int64_t batch, head, key;              /* whose block is loaded; key -1: none */
     const void *k, *v;
-    int64_t v_row;
+    int64_t v_row, finite;
 } tfm__attn_lane;
 
 typedef struct tfm__attn_operand {
@@ -11917,6 +11981,7 @@ static void tfm__attn_copy_values(const tfm__attn *a, tfm__attn_lane *lane, int6
 static void tfm__attn_load(const tfm__attn *a, tfm__attn_lane *lane, int64_t key, int64_t count) {
     if (lane->key == key) return;
     lane->key = key;
+    lane->finite = 0;
     if (a->panels) {
         lane->k = tfm__attn_at(&a->key, lane->batch, lane->head, 0) + key * a->key_size * a->key.size;
     } else {
@@ -11993,7 +12058,8 @@ static void tfm__attn_reduce_dropped(const tfm__attn *a, const tfm__mask_tile *m
                      lane->spare_out, a->value_size);
 }
 
-static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_rows *x, int64_t keys,
+/* cut: the mask is going to cut rows to their ranges, what lies outside is not needed. */
+static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_rows *x, int64_t keys, int cut,
                             tfm__attn_tile *t) {
     memset(t, 0, sizeof *t);
     t->rows = x->mask.rows;
@@ -12018,6 +12084,10 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     t->out_row = a->value_size;
     t->max = lane->block.max;
     t->sum = lane->block.sum;
+    t->key = x->mask.key;
+    t->low = cut ? x->mask.low : NULL;
+    t->high = x->mask.high;
+    t->finite = &lane->finite;
     a->k->attn_scores(t);
 }
 
@@ -12036,7 +12106,7 @@ static void tfm__attn_block(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     tfm__attn_tile t;
     if (state == TFM__TILE_EMPTY) return;
     tfm__attn_load(a, lane, key, tfm__min64(count, last - key));
-    tfm__attn_score(a, lane, x, x->mask.keys, &t);
+    tfm__attn_score(a, lane, x, x->mask.keys, state == TFM__TILE_MIXED && !x->mask.even, &t);
     tfm__attn_softcap(a, &t);
     tfm__mask_add(&a->mask, &x->mask, lane->scores);
     if (state == TFM__TILE_MIXED) tfm__mask_cut(a->k, &x->mask, lane->scores);
@@ -12057,7 +12127,13 @@ static void tfm__attn_super(const tfm__attn *a, tfm__attn_lane *lane, int64_t ti
     for (i = 0; i < tiles; ++i) lane->tiles[i].super.any = 0;
     for (; key < end; key += TFM__BLOCK_KEYS) {
         const int64_t count = tfm__min64(TFM__BLOCK_KEYS, a->keys - key);
-        for (i = 0; i < tiles; ++i) tfm__attn_block(a, lane, &lane->tiles[i], key, count, last);
+        for (i = 0; i < tiles; ++i) {
+            const int wraps = i + 1 == tiles;
+            if (a->mask.matrices) {
+                tfm__mask_fetch(&a->mask, &lane->tiles[wraps ? 0 : i + 1].mask, key + (wraps ? TFM__BLOCK_KEYS : 0));
+            }
+            tfm__attn_block(a, lane, &lane->tiles[i], key, count, last);
+        }
     }
 }
 
@@ -12236,7 +12312,7 @@ static void tfm__attn_weights_tile(const tfm__attn *a, tfm__attn_lane *lane, tfm
         tfm__attn_tile t;
         if (held > 0) {
             tfm__attn_load(a, lane, key, held);
-            tfm__attn_score(a, lane, x, held, &t);
+            tfm__attn_score(a, lane, x, held, 0, &t);
             if (a->stage != TFM_WEIGHTS_SCORES) tfm__attn_softcap(a, &t);
         }
         for (r = 0; r < x->mask.rows; ++r) {
