@@ -3057,6 +3057,8 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_abs TFM__FN(v_abs)
 #define v_neg TFM__FN(v_neg)
 #define v_round TFM__FN(v_round)                /* to the nearest integer, ties to even */
+#define v_swap TFM__FN(v_swap)                  /* lanes 2i and 2i + 1 exchanged */
+#define v_twice TFM__FN(v_twice)                /* TFM__W / 2 floats in memory, each in two lanes */
 #define v_copysign TFM__FN(v_copysign)          /* |a| with the sign of b */
 #define v_scale2 TFM__FN(v_scale2)    /* x * 2^n for 2^-20 < |x| < 2^20 and integral n in -180..180; a NaN x stays */
 #define v_grow_low TFM__FN(v_grow_low)          /* (1 + y) * 2^n for |y| < 0.5 and integral n in -180..60; NaN stays */
@@ -3176,6 +3178,11 @@ TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return _mm512_mask_mov_ps(
 TFM__ALWAYS_INLINE tfm__v v_atleast(tfm__v x, tfm__v low) { return _mm512_max_ps(low, x); }
 TFM__ALWAYS_INLINE tfm__v v_atmost(tfm__v x, tfm__v high) { return _mm512_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) { return _mm512_roundscale_ps(a, 8); }
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) { return _mm512_permute_ps(a, 0xb1); }
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) {
+    const __m512i a = _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_moveldup_ps(vi_as_v(a));
+}
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) { return _mm512_scalef_ps(x, n); }
 TFM__ALWAYS_INLINE tfm__v v_grow_low(tfm__v y, tfm__v n) { return v_scale2(v_add(y, v_set1(1.0f)), n); }
 TFM__ALWAYS_INLINE tfm__v v_grow_high(tfm__v y, tfm__v n) { return v_scale2(v_add(y, v_set1(1.0f)), n); }
@@ -3282,6 +3289,11 @@ TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return _mm256_blendv_ps(_m
 TFM__ALWAYS_INLINE tfm__v v_atleast(tfm__v x, tfm__v low) { return _mm256_max_ps(low, x); }
 TFM__ALWAYS_INLINE tfm__v v_atmost(tfm__v x, tfm__v high) { return _mm256_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__m v_negative(tfm__v a) { return a; } /* a selection looks at the sign bits alone */
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) { return _mm256_permute_ps(a, 0xb1); }
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) {
+    const __m256i a = _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_moveldup_ps(vi_as_v(a));
+}
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -3409,6 +3421,8 @@ TFM__ALWAYS_INLINE void v_storen(float *p, tfm__v a, int64_t n) {
     if (n > 2) vst1q_lane_f32(p + 2, a, 2);
 }
 
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) { return vrev64q_f32(a); }
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) { return vcombine_f32(vld1_dup_f32(p), vld1_dup_f32(p + 1)); }
 TFM__ALWAYS_INLINE tfm__i vi_set1(int32_t x) { return vdupq_n_s32(x); }
 TFM__ALWAYS_INLINE tfm__i vi_add(tfm__i a, tfm__i b) { return vaddq_s32(a, b); }
 TFM__ALWAYS_INLINE tfm__i vi_sub(tfm__i a, tfm__i b) { return vsubq_s32(a, b); }
@@ -3637,6 +3651,16 @@ TFM__ALWAYS_INLINE tfm__v v_set1(float x) {
     return r;
 }
 TFM__ALWAYS_INLINE tfm__v v_zero(void) { return v_set1(0.0f); }
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) {
+    tfm__v r;
+    r.e[0] = a.e[1]; r.e[1] = a.e[0]; r.e[2] = a.e[3]; r.e[3] = a.e[2];
+    return r;
+}
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) {
+    tfm__v r;
+    r.e[0] = r.e[1] = p[0]; r.e[2] = r.e[3] = p[1];
+    return r;
+}
 TFM__ALWAYS_INLINE tfm__v v_iota(void) {
     tfm__v r;
     r.e[0] = 0.0f; r.e[1] = 1.0f; r.e[2] = 2.0f; r.e[3] = 3.0f;
@@ -4670,23 +4694,27 @@ TFM__ALWAYS_INLINE void TFM__FN(rotate)(float *ya, float *yb, const float *xa, c
 
 static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n,
                             int interleaved) {
-    float even[TFM__GATHER], odd[TFM__GATHER];
+    const tfm__i even = vi_shl(vi_add(v_to_i(v_iota()), vi_set1(1)), 31); /* the sign bit of even lanes */
     const int64_t half = n / 2;
     if (!interleaved) {
         TFM__FN(rotate)(y, y + half, x, x + half, cosine, sine, half);
         return;
     }
-    for (int64_t i = 0; i < half; i += TFM__GATHER) {
-        const int64_t m = tfm__min64(half - i, TFM__GATHER);
-        for (int64_t j = 0; j < m; ++j) {
-            even[j] = x[2 * (i + j)];
-            odd[j] = x[2 * (i + j) + 1];
+    for (int64_t i = 0; i < 2 * half; i += TFM__W) { /* the same two roundings: -(b s) + a c, a s + b c */
+        const int64_t m = 2 * half - i;
+        const float *c = cosine + i / 2, *s = sine + i / 2;
+        float rest[2][TFM__W / 2];
+        tfm__v v;
+        if (m < TFM__W) {
+            memset(rest, 0, sizeof(rest));
+            memcpy(rest[0], c, (size_t)(m / 2) * 4);
+            memcpy(rest[1], s, (size_t)(m / 2) * 4);
+            c = rest[0];
+            s = rest[1];
         }
-        TFM__FN(rotate)(even, odd, even, odd, cosine + i, sine + i, m);
-        for (int64_t j = 0; j < m; ++j) {
-            y[2 * (i + j)] = even[j];
-            y[2 * (i + j) + 1] = odd[j];
-        }
+        v = TFM__FN(get)(x + i, m);
+        v = v_fma(v_swap(v), vi_as_v(vi_xor(v_as_i(v_twice(s)), even)), v_mul(v, v_twice(c)));
+        TFM__FN(put)(y + i, v, m);
     }
 }
 
