@@ -2821,6 +2821,8 @@ enum {
 enum { TFM__B_ADD, TFM__B_SUB, TFM__B_MUL, TFM__B_DIV, TFM__B_MIN, TFM__B_MAX, TFM__B_POW, TFM__B_COUNT };
 enum { TFM__R_SUM, TFM__R_MAX, TFM__R_MIN, TFM__R_SUMSQ, TFM__R_COUNT };
 
+#define TFM__NORM_ROWS 4   /* rows of a norm or softmax taken together: the latency of their sums overlaps */
+
 /* one row of layer_norm (mean is subtracted) or rms_norm; residual, weight, bias may be NULL */
 typedef struct tfm__norm {
     int64_t n;
@@ -2829,6 +2831,7 @@ typedef struct tfm__norm {
     float *sum_out;            /* x + residual written here when not NULL */
     float *y;
     float mean, rstd;          /* out */
+    float low;                 /* (what rounding took from the mean) * -rstd */
 } tfm__norm;
 
 /* One attention tile: `rows` queries (of one batch row and one key/value head; in grouped attention rows run over
@@ -2891,10 +2894,11 @@ struct tfm__kernels {
     /* empty: 0, -inf, +inf, 0 */
     float (*reduce)(int op, const float *x, int64_t n);
     void (*glu)(int activation, float *y, const float *gate, const float *up, int64_t n);        /* act(gate) * up */
-    /* a row of -inf only: zeros (log: -inf) */
-    void (*softmax)(float *y, const float *x, int64_t n, int log_form);
+    /* up to TFM__NORM_ROWS rows, whose bits do not depend on each other; a row of -inf only: zeros (log: -inf) */
+    void (*softmax)(float *const *y, const float *const *x, int count, int64_t n, int log_form);
     float (*logsumexp)(const float *x, int64_t n);
-    void (*norm)(tfm__norm *a, int subtract_mean);
+    /* up to TFM__NORM_ROWS rows of the same n, weight and bias; a row's bits do not depend on the others */
+    void (*norm)(tfm__norm *rows, int count, int subtract_mean);
     /* rotary: pairs (i, i + n/2) or, interleaved, (2i, 2i+1); cosine, sine hold n/2 values; y may be x */
     void (*rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n, int interleaved);
     float (*dot)(const float *a, const float *b, int64_t n);
@@ -3111,6 +3115,8 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #define v_abs TFM__FN(v_abs)
 #define v_neg TFM__FN(v_neg)
 #define v_round TFM__FN(v_round)                /* to the nearest integer, ties to even */
+#define v_swap TFM__FN(v_swap)                  /* lanes 2i and 2i + 1 exchanged */
+#define v_twice TFM__FN(v_twice)                /* TFM__W / 2 floats in memory, each in two lanes */
 #define v_copysign TFM__FN(v_copysign)          /* |a| with the sign of b */
 #define v_scale2 TFM__FN(v_scale2)    /* x * 2^n for 2^-20 < |x| < 2^20 and integral n in -180..180; a NaN x stays */
 #define v_grow_low TFM__FN(v_grow_low)          /* (1 + y) * 2^n for |y| < 0.5 and integral n in -180..60; NaN stays */
@@ -3235,6 +3241,11 @@ TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return _mm512_mask_mov_ps(
 TFM__ALWAYS_INLINE tfm__v v_atleast(tfm__v x, tfm__v low) { return _mm512_max_ps(low, x); }
 TFM__ALWAYS_INLINE tfm__v v_atmost(tfm__v x, tfm__v high) { return _mm512_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) { return _mm512_roundscale_ps(a, 8); }
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) { return _mm512_permute_ps(a, 0xb1); }
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) {
+    const __m512i a = _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_moveldup_ps(vi_as_v(a));
+}
 TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) { return _mm512_scalef_ps(x, n); }
 TFM__ALWAYS_INLINE tfm__v v_grow_low(tfm__v y, tfm__v n) { return v_scale2(v_add(y, v_set1(1.0f)), n); }
 TFM__ALWAYS_INLINE tfm__v v_grow_high(tfm__v y, tfm__v n) { return v_scale2(v_add(y, v_set1(1.0f)), n); }
@@ -3357,6 +3368,11 @@ TFM__ALWAYS_INLINE tfm__v v_max(tfm__v a, tfm__v b) { return _mm256_blendv_ps(_m
 TFM__ALWAYS_INLINE tfm__v v_atleast(tfm__v x, tfm__v low) { return _mm256_max_ps(low, x); }
 TFM__ALWAYS_INLINE tfm__v v_atmost(tfm__v x, tfm__v high) { return _mm256_min_ps(high, x); }
 TFM__ALWAYS_INLINE tfm__m v_negative(tfm__v a) { return a; } /* a selection looks at the sign bits alone */
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) { return _mm256_permute_ps(a, 0xb1); }
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) {
+    const __m256i a = _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_moveldup_ps(vi_as_v(a));
+}
 TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -3489,6 +3505,8 @@ TFM__ALWAYS_INLINE void v_storen(float *p, tfm__v a, int64_t n) {
     if (n > 2) vst1q_lane_f32(p + 2, a, 2);
 }
 
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) { return vrev64q_f32(a); }
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) { return vcombine_f32(vld1_dup_f32(p), vld1_dup_f32(p + 1)); }
 TFM__ALWAYS_INLINE tfm__i vi_set1(int32_t x) { return vdupq_n_s32(x); }
 TFM__ALWAYS_INLINE tfm__i vi_add(tfm__i a, tfm__i b) { return vaddq_s32(a, b); }
 TFM__ALWAYS_INLINE tfm__i vi_sub(tfm__i a, tfm__i b) { return vsubq_s32(a, b); }
@@ -3719,6 +3737,16 @@ TFM__ALWAYS_INLINE tfm__v v_set1(float x) {
     return r;
 }
 TFM__ALWAYS_INLINE tfm__v v_zero(void) { return v_set1(0.0f); }
+TFM__ALWAYS_INLINE tfm__v v_swap(tfm__v a) {
+    tfm__v r;
+    r.e[0] = a.e[1]; r.e[1] = a.e[0]; r.e[2] = a.e[3]; r.e[3] = a.e[2];
+    return r;
+}
+TFM__ALWAYS_INLINE tfm__v v_twice(const float *p) {
+    tfm__v r;
+    r.e[0] = r.e[1] = p[0]; r.e[2] = r.e[3] = p[1];
+    return r;
+}
 TFM__ALWAYS_INLINE tfm__v v_iota(void) {
     tfm__v r;
     r.e[0] = 0.0f; r.e[1] = 1.0f; r.e[2] = 2.0f; r.e[3] = 3.0f;
@@ -4061,7 +4089,12 @@ TFM__ALWAYS_INLINE void TFM__FN(g_get_or)(tfm__v *x, const float *p, int64_t m, 
     enum { count = TFM__G };
     TFM__FN(g_get)(x, p, m);
     if (m < TFM__G * TFM__W) {
-        TFM__EACH(x[u] = v_select(v_mask_n(tfm__max64(0, tfm__min64(TFM__W, m - u * TFM__W))), x[u], rest))
+#if TFM__PASS == TFM__SCALAR
+        x[0] = v_select(v_mask_n(m), x[0], rest);
+#else
+        const tfm__v lane = v_iota(), past = v_set1((float)m);
+        TFM__EACH(x[u] = v_select(v_lt(v_add(lane, v_set1((float)(u * TFM__W))), past), x[u], rest))
+#endif
     }
 }
 
@@ -4081,18 +4114,35 @@ static void TFM__FN(copy)(float *dst, const float *src, int64_t n) {
     }
 }
 
+/* A group of either type: one decision for all. */
+#define TFM__HALVES(f16, bf16) \
+    enum { count = TFM__G }; \
+    if (dtype == TFM_F16) { \
+        TFM__EACH(f16) \
+    } else { \
+        TFM__EACH(bf16) \
+    }
+
 static void TFM__FN(load_half)(float *dst, const uint16_t *src, int dtype, int64_t stride, int64_t n) {
     uint16_t part[TFM__GATHER];
     const int64_t most = stride == 1 ? n : TFM__GATHER;
     for (int64_t begin = 0; begin < n; begin += most) {
-        const int64_t count = tfm__min64(most, n - begin);
+        const int64_t some = tfm__min64(most, n - begin);
         const uint16_t *s = src + begin;
         if (stride != 1) {
-            for (int64_t j = 0; j < count; ++j) part[j] = src[(begin + j) * stride];
+            for (int64_t j = 0; j < some; ++j) part[j] = src[(begin + j) * stride];
             s = part;
         }
-        for (int64_t i = 0; i < count; i += TFM__W) {
-            const int64_t m = count - i;
+        int64_t i = 0;
+#if TFM__G > 1
+        for (; i + TFM__G * TFM__W <= some; i += TFM__G * TFM__W) {
+            float *const d = dst + begin + i;
+            TFM__HALVES(v_store(d + u * TFM__W, v_load_h(s + i + u * TFM__W)),
+                        v_store(d + u * TFM__W, v_load_b(s + i + u * TFM__W)))
+        }
+#endif
+        for (; i < some; i += TFM__W) {
+            const int64_t m = some - i;
             tfm__v v;
             if (dtype == TFM_F16) {
                 v = m >= TFM__W ? v_load_h(s + i) : v_loadn_h(s + i, m);
@@ -4108,10 +4158,18 @@ static void TFM__FN(store_half)(uint16_t *dst, int dtype, int64_t stride, const 
     uint16_t part[TFM__GATHER];
     const int64_t most = stride == 1 ? n : TFM__GATHER;
     for (int64_t begin = 0; begin < n; begin += most) {
-        const int64_t count = tfm__min64(most, n - begin);
+        const int64_t some = tfm__min64(most, n - begin);
         uint16_t *d = stride == 1 ? dst + begin : part;
-        for (int64_t i = 0; i < count; i += TFM__W) {
-            const int64_t m = count - i;
+        int64_t i = 0;
+#if TFM__G > 1
+        for (; i + TFM__G * TFM__W <= some; i += TFM__G * TFM__W) {
+            const float *const from = src + begin + i;
+            TFM__HALVES(v_store_h(d + i + u * TFM__W, v_load(from + u * TFM__W)),
+                        v_store_b(d + i + u * TFM__W, v_load(from + u * TFM__W)))
+        }
+#endif
+        for (; i < some; i += TFM__W) {
+            const int64_t m = some - i;
             const tfm__v v = TFM__FN(get)(src + begin + i, m);
             if (dtype == TFM_F16) {
                 if (m >= TFM__W) v_store_h(d + i, v); else v_storen_h(d + i, v, m);
@@ -4120,7 +4178,7 @@ static void TFM__FN(store_half)(uint16_t *dst, int dtype, int64_t stride, const 
             }
         }
         if (stride != 1) {
-            for (int64_t j = 0; j < count; ++j) dst[(begin + j) * stride] = part[j];
+            for (int64_t j = 0; j < some; ++j) dst[(begin + j) * stride] = part[j];
         }
     }
 }
@@ -4472,27 +4530,6 @@ TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, float *y, const float *x, const
     return total;
 }
 
-/* Sums of x - c and of (x - c)^2 in one pass, in the same order. */
-TFM__NOINLINE void TFM__FN(moments)(double *sum, double *squares, const float *x, float c, int64_t n) {
-    enum { count = TFM__G };
-    const tfm__v shift = v_set1(c);
-    *sum = *squares = 0.0;
-    for (int64_t begin = 0; begin < n; begin += TFM__SUM_CHUNK) {
-        const int64_t end = tfm__min64(n, begin + TFM__SUM_CHUNK);
-        tfm__g s, q;
-        TFM__EACH(s[u] = q[u] = v_zero())
-        TFM__GROUPS(begin, end) {
-            tfm__g a;
-            TFM__FN(g_get_or)(a, x + i, end - i, shift);
-            TFM__EACH(a[u] = v_sub(a[u], shift))
-            TFM__EACH(s[u] = v_add(s[u], a[u]))
-            TFM__EACH(q[u] = v_fma(a[u], a[u], q[u]))
-        }
-        *sum += (double)v_sum(TFM__FOLD(v_add, s));
-        *squares += (double)v_sum(TFM__FOLD(v_add, q));
-    }
-}
-
 TFM__NOINLINE double TFM__FN(sum_exp)(float *y, const float *x, float max, int64_t n) {
     return TFM__FN(sum)(TFM__SUM_EXP, y, x, NULL, max, n);
 }
@@ -4539,27 +4576,33 @@ static float TFM__FN(dot)(const float *a, const float *b, int64_t n) {
 
 /* -- softmax ------------------------------------------------------------------------------------------------------- */
 
-/* +inf and NaN need no code: inf - inf makes the sum NaN, and with it the whole row, as in PyTorch. */
-static void TFM__FN(softmax)(float *y, const float *x, int64_t n, int log_form) {
+/* Step by step over the rows: so the latency of one row's maximum and sum hides behind the others'. +inf and NaN need
+ * no code: inf - inf makes the sum NaN, and with it the whole row, as in PyTorch. */
+static void TFM__FN(softmax)(float *const *y, const float *const *x, int rows, int64_t n, int log_form) {
     enum { count = TFM__G };
     const float minus_inf = tfm__bits_float(0xff800000u);
-    float max = TFM__FN(top)(x, n);
-    if (max == minus_inf) max = TFM__FN(reduce_max)(x, n);
-    if (max == minus_inf) { /* no element that is not -inf (or none at all) */
-        for (int64_t i = 0; i < n; i += TFM__W) TFM__FN(put)(y + i, v_set1(log_form ? max : 0.0f), n - i);
-        return;
+    float max[TFM__NORM_ROWS];
+    double sum[TFM__NORM_ROWS];
+    int r;
+    for (r = 0; r < rows; r++) max[r] = TFM__FN(top)(x[r], n);
+    for (r = 0; r < rows; r++) {
+        if (max[r] == minus_inf) max[r] = TFM__FN(reduce_max)(x[r], n);
+        if (max[r] != minus_inf) sum[r] = TFM__FN(sum_exp)(log_form ? NULL : y[r], x[r], max[r], n);
     }
-    const double sum = TFM__FN(sum_exp)(log_form ? NULL : y, x, max, n);
-    if (!log_form) {
-        TFM__FN(unary_scale)(y, y, (float)(1.0 / sum), 0.0f, n);
-        return;
-    }
-    const tfm__v top = v_set1(max), log_sum = v_set1((float)log(sum));
-    TFM__GROUPS(0, n) {
-        tfm__g a;
-        TFM__FN(g_get)(a, x + i, n - i);
-        TFM__EACH(a[u] = v_sub(v_sub(a[u], top), log_sum))
-        TFM__FN(g_put)(y + i, a, n - i);
+    for (r = 0; r < rows; r++) {
+        if (max[r] == minus_inf) { /* no element that is not -inf (or none at all) */
+            for (int64_t i = 0; i < n; i++) y[r][i] = log_form ? minus_inf : 0.0f;
+        } else if (!log_form) {
+            TFM__FN(unary_scale)(y[r], y[r], (float)(1.0 / sum[r]), 0.0f, n);
+        } else {
+            const tfm__v top = v_set1(max[r]), log_sum = v_set1((float)log(sum[r]));
+            TFM__GROUPS(0, n) {
+                tfm__g a;
+                TFM__FN(g_get)(a, x[r] + i, n - i);
+                TFM__EACH(a[u] = v_sub(v_sub(a[u], top), log_sum))
+                TFM__FN(g_put)(y[r] + i, a, n - i);
+            }
+        }
     }
 }
 
@@ -4571,65 +4614,154 @@ static float TFM__FN(logsumexp)(const float *x, int64_t n) {
 
 /* -- norms --------------------------------------------------------------------------------------------------------- */
 
-TFM__NOINLINE void TFM__FN(norm_apply)(const tfm__norm *a, const float *x, float low) {
+/* Sums of x - c and of (x - c)^2, or 0 and that of x^2, in one pass, in the order of TFM__FN(sum); x is first added to
+ * the residual, if there is one, and that kept. */
+TFM__NOINLINE void TFM__FN(moments)(double *sum, double *squares, const tfm__norm *row, int subtract_mean,
+                                    float c) {
     enum { count = TFM__G };
-    const tfm__v mean1 = v_set1(a->mean), mean2 = v_set1(low), rstd = v_set1(a->rstd);
-    const tfm__v offset = v_set1(a->weight_offset);
-    const float *const weight = a->weight, *const bias = a->bias;
-    float *const y = a->y;
-    const int64_t n = a->n;
-    TFM__GROUPS(0, n) {
-        const int64_t m = n - i;
-        tfm__g unit, w, b;
-        TFM__FN(g_get)(unit, x + i, m);
-        TFM__EACH(unit[u] = v_mul(v_sub(v_sub(unit[u], mean1), mean2), rstd))
-        TFM__EACH(w[u] = v_set1(1.0f))
-        TFM__EACH(b[u] = v_zero())
-        if (weight) {
-            TFM__FN(g_get)(w, weight + i, m);
-            TFM__EACH(w[u] = v_add(w[u], offset))
+    const tfm__v shift = v_set1(c), one = v_set1(1.0f);
+    const float *const x = row->x, *const residual = row->residual;
+    float *const kept = row->sum_out;
+    const int64_t n = row->n;
+    *sum = *squares = 0.0;
+    for (int64_t begin = 0; begin < n; begin += TFM__SUM_CHUNK) {
+        const int64_t end = tfm__min64(n, begin + TFM__SUM_CHUNK);
+        tfm__g s, q;
+        TFM__EACH(s[u] = q[u] = v_zero())
+        TFM__GROUPS(begin, end) {
+            tfm__g a, b;
+            TFM__FN(g_get_or)(a, x + i, end - i, shift);
+            if (residual) {
+                TFM__FN(g_get)(b, residual + i, end - i);
+                TFM__EACH(a[u] = v_add(a[u], b[u]))
+                TFM__FN(g_put)(kept + i, a, end - i);
+            }
+            if (subtract_mean) { /* Zen 4 adds and multiplies in different units: each gets its half */
+                TFM__EACH(a[u] = v_sub(a[u], shift))
+                TFM__EACH(s[u] = u & 1 ? v_fma(a[u], one, s[u]) : v_add(s[u], a[u]))
+            }
+            TFM__EACH(q[u] = v_fma(a[u], a[u], q[u]))
         }
-        if (bias) TFM__FN(g_get)(b, bias + i, m);
-        TFM__EACH(unit[u] = v_fma(unit[u], w[u], b[u]))
-        TFM__FN(g_put)(y + i, unit, m);
+        *sum += (double)v_sum(TFM__FOLD(v_add, s));
+        *squares += (double)v_sum(TFM__FOLD(v_add, q));
     }
 }
 
-static void TFM__FN(norm)(tfm__norm *a, int subtract_mean) {
-    const int64_t n = a->n;
+/* Mean and 1 / deviation of rows, step by step: so the latency of one row's sums, root and division hides behind the
+ * others'. E[x^2] - E[x]^2 cancels when the mean is large beside the deviation: so moments about the mean c of the
+ * first elements, and once more about the mean they give where that lies more than a deviation from c. */
+static void TFM__FN(norm_measure)(tfm__norm *rows, int count, int subtract_mean) {
+    const int64_t n = rows->n, m = tfm__min64(n, TFM__W);
     const double share = n > 0 ? 1.0 / (double)n : 1.0;
-    const float *x = a->x;
-    if (a->residual) {
-        float *const sum = a->sum_out ? a->sum_out : a->y;
-        TFM__FN(binary_add)(sum, x, 1, a->residual, 1, n);
-        x = sum;
-    } else if (a->sum_out) {
-        TFM__FN(copy)(a->sum_out, x, n);
-    }
-    /* E[x^2] - E[x]^2 cancels when the mean is large beside the deviation: so moments about the mean c of the first
-     * elements, and once more about the mean they give where that lies more than a deviation from c. The mean keeps
-     * what rounding it to f32 takes away (`low`). */
-    double mean = 0.0, low = 0.0, square;
-    if (subtract_mean && n > 0) {
-        const int64_t m = tfm__min64(n, TFM__W);
-        float c = v_sum(v_mul(TFM__FN(get)(x, m), v_set1(1.0f / (float)m)));
-        double sum;
-        TFM__FN(moments)(&sum, &square, x, c, n);
-        if (!(sum * share * sum <= 0.5 * square)) {
-            c = (float)((double)c + sum * share);
-            TFM__FN(moments)(&sum, &square, x, c, n);
+    float c[TFM__NORM_ROWS];
+    double sum[TFM__NORM_ROWS], squares[TFM__NORM_ROWS];
+    int i;
+    for (i = 0; i < count; i++) {
+        tfm__norm *const a = &rows[i];
+        if (!a->residual && a->sum_out) TFM__FN(copy)(a->sum_out, a->x, n);
+        if (!a->sum_out) a->sum_out = a->y;
+        c[i] = 0.0f;
+        if (subtract_mean && n > 0) {
+            tfm__v first = TFM__FN(get)(a->x, m);
+            if (a->residual) first = v_add(first, TFM__FN(get)(a->residual, m));
+            c[i] = v_sum(v_mul(first, v_set1(1.0f / (float)m)));
         }
-        sum *= share;
-        mean = (double)c + sum;
-        low = mean - (double)(float)mean;
-        square = square * share - sum * sum;
-        if (square < 0.0) square = 0.0;
-    } else {
-        square = TFM__FN(sum)(TFM__SUM_SQUARES, NULL, x, NULL, 0.0f, n) * share;
     }
-    a->mean = (float)mean;
-    a->rstd = (float)(1.0 / sqrt(square + (double)a->eps));
-    TFM__FN(norm_apply)(a, x, (float)low);
+    for (i = 0; i < count; i++) {
+        tfm__norm *const a = &rows[i];
+        TFM__FN(moments)(&sum[i], &squares[i], a, subtract_mean, c[i]);
+        if (a->residual) a->x = a->sum_out;
+        a->residual = NULL;
+    }
+    for (i = 0; i < count; i++) {
+        tfm__norm *const a = &rows[i];
+        double mean, square;
+        if (!(sum[i] * share * sum[i] <= 0.5 * squares[i])) {
+            c[i] = (float)((double)c[i] + sum[i] * share);
+            TFM__FN(moments)(&sum[i], &squares[i], a, subtract_mean, c[i]);
+        }
+        mean = sum[i] * share;
+        square = squares[i] * share - mean * mean;
+        mean += (double)c[i];
+        if (square < 0.0) square = 0.0;
+        a->mean = (float)mean;
+        a->rstd = (float)(1.0 / sqrt(square + (double)a->eps));
+        a->low = (float)((double)(float)mean - mean) * a->rstd; /* what rounding took from the mean */
+    }
+}
+
+/* y = (x - mean) / deviation * weight + bias. Four rows share what is read of weight and bias. */
+TFM__NOINLINE void TFM__FN(norm_finish)(const tfm__norm *a) {
+    enum { count = TFM__G };
+    const tfm__v offset = v_set1(a->weight_offset), mean = v_set1(a->mean), rstd = v_set1(a->rstd);
+    const tfm__v low = v_set1(a->low);
+    const float *const weight = a->weight, *const bias = a->bias, *const x = a->x;
+    float *const y = a->y;
+    const int64_t n = a->n;
+    int64_t i = 0;
+#if TFM__PASS != TFM__SCALAR
+    for (; i + TFM__G * TFM__W <= n; i += TFM__G * TFM__W) {
+        tfm__g w, b, unit;
+        TFM__EACH(w[u] = v_set1(1.0f))
+        TFM__EACH(b[u] = v_zero())
+        if (weight) {
+            TFM__EACH(w[u] = v_add(v_load(weight + i + u * TFM__W), offset))
+        }
+        if (bias) {
+            TFM__EACH(b[u] = v_load(bias + i + u * TFM__W))
+        }
+        TFM__EACH(unit[u] = v_fma(v_sub(v_load(x + i + u * TFM__W), mean), rstd, low))
+        TFM__EACH(v_store(y + i + u * TFM__W, v_fma(unit[u], w[u], b[u])))
+    }
+#endif
+    for (; i < n; i += TFM__W) {
+        const int64_t m = n - i;
+        tfm__v w = v_set1(1.0f), b = v_zero();
+        if (weight) w = v_add(TFM__FN(get)(weight + i, m), offset);
+        if (bias) b = TFM__FN(get)(bias + i, m);
+        TFM__FN(put)(y + i, v_fma(v_fma(v_sub(TFM__FN(get)(x + i, m), mean), rstd, low), w, b), m);
+    }
+}
+
+#if TFM__PASS != TFM__SCALAR
+TFM__NOINLINE void TFM__FN(norm_finish4)(const tfm__norm *a) {
+    enum { count = 4 };
+    const tfm__v offset = v_set1(a->weight_offset);
+    const float *const weight = a->weight, *const bias = a->bias;
+    const float *const x0 = a[0].x, *const x1 = a[1].x, *const x2 = a[2].x, *const x3 = a[3].x;
+    float *const y0 = a[0].y, *const y1 = a[1].y, *const y2 = a[2].y, *const y3 = a[3].y;
+    const int64_t n = a->n;
+    tfm__g mean, rstd, low;
+    TFM__EACH(mean[u] = v_set1(a[u].mean))
+    TFM__EACH(rstd[u] = v_set1(a[u].rstd))
+    TFM__EACH(low[u] = v_set1(a[u].low))
+    for (int64_t i = 0; i < n; i += TFM__W) {
+        const int64_t m = n - i;
+        tfm__v w = v_set1(1.0f), b = v_zero();
+        tfm__g unit;
+        if (weight) w = v_add(TFM__FN(get)(weight + i, m), offset);
+        if (bias) b = TFM__FN(get)(bias + i, m);
+        unit[0] = TFM__FN(get)(x0 + i, m);
+        unit[1] = TFM__FN(get)(x1 + i, m);
+        unit[2] = TFM__FN(get)(x2 + i, m);
+        unit[3] = TFM__FN(get)(x3 + i, m);
+        TFM__EACH(unit[u] = v_fma(v_sub(unit[u], mean[u]), rstd[u], low[u]))
+        TFM__EACH(unit[u] = v_fma(unit[u], w, b))
+        TFM__FN(put)(y0 + i, unit[0], m);
+        TFM__FN(put)(y1 + i, unit[1], m);
+        TFM__FN(put)(y2 + i, unit[2], m);
+        TFM__FN(put)(y3 + i, unit[3], m);
+    }
+}
+#endif
+
+static void TFM__FN(norm)(tfm__norm *rows, int count, int subtract_mean) {
+    int i = 0;
+    TFM__FN(norm_measure)(rows, count, subtract_mean);
+#if TFM__PASS != TFM__SCALAR
+    for (; i + 4 <= count; i += 4) TFM__FN(norm_finish4)(&rows[i]);
+#endif
+    for (; i < count; i++) TFM__FN(norm_finish)(&rows[i]);
 }
 
 /* -- rotary positions ---------------------------------------------------------------------------------------------- */
@@ -4650,23 +4782,27 @@ TFM__ALWAYS_INLINE void TFM__FN(rotate)(float *ya, float *yb, const float *xa, c
 
 static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n,
                             int interleaved) {
-    float even[TFM__GATHER], odd[TFM__GATHER];
+    const tfm__i even = vi_shl(vi_add(v_to_i(v_iota()), vi_set1(1)), 31); /* the sign bit of even lanes */
     const int64_t half = n / 2;
     if (!interleaved) {
         TFM__FN(rotate)(y, y + half, x, x + half, cosine, sine, half);
         return;
     }
-    for (int64_t i = 0; i < half; i += TFM__GATHER) {
-        const int64_t m = tfm__min64(half - i, TFM__GATHER);
-        for (int64_t j = 0; j < m; ++j) {
-            even[j] = x[2 * (i + j)];
-            odd[j] = x[2 * (i + j) + 1];
+    for (int64_t i = 0; i < 2 * half; i += TFM__W) { /* the same two roundings: -(b s) + a c, a s + b c */
+        const int64_t m = 2 * half - i;
+        const float *c = cosine + i / 2, *s = sine + i / 2;
+        float rest[2][TFM__W / 2];
+        tfm__v v;
+        if (m < TFM__W) {
+            memset(rest, 0, sizeof(rest));
+            memcpy(rest[0], c, (size_t)(m / 2) * 4);
+            memcpy(rest[1], s, (size_t)(m / 2) * 4);
+            c = rest[0];
+            s = rest[1];
         }
-        TFM__FN(rotate)(even, odd, even, odd, cosine + i, sine + i, m);
-        for (int64_t j = 0; j < m; ++j) {
-            y[2 * (i + j)] = even[j];
-            y[2 * (i + j) + 1] = odd[j];
-        }
+        v = TFM__FN(get)(x + i, m);
+        v = v_fma(v_swap(v), vi_as_v(vi_xor(v_as_i(v_twice(s)), even)), v_mul(v, v_twice(c)));
+        TFM__FN(put)(y + i, v, m);
     }
 }
 
@@ -10141,24 +10277,38 @@ typedef struct tfm__softmax {
     tfm__lanes lanes;
 } tfm__softmax;
 
+#define TFM__NORM_NEAR 4096 /* elements of rows taken together: with their results they stay in L1 */
+
+static int tfm__rows_together(int64_t n) {
+    return (int)tfm__max64(1, tfm__min64(TFM__NORM_ROWS, TFM__NORM_NEAR / tfm__max64(1, n)));
+}
+
 static void tfm__softmax_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__softmax *const s = (const tfm__softmax *)arg;
     const int direct_x = s->x_dtype == TFM_F32 && s->x_step == 1, direct_y = s->y_dtype == TFM_F32 && s->y_step == 1;
+    const int together = direct_y ? tfm__rows_together(s->n) : 1; /* a lane holds one row */
     float *const lane = (float *)tfm__lane(s->c, &s->lanes, slot);
+    const float *x[TFM__NORM_ROWS];
+    float *y[TFM__NORM_ROWS];
     tfm__cursor at;
     int64_t row;
+    int r, count;
     tfm__cursor_at(&s->w, begin, &at);
-    for (row = begin; row < end; ++row) {
-        const float *x = (const float *)tfm__byte(s->x, s->x_dtype, at.offset[1]);
-        char *const dst = s->y + at.offset[0] * tfm_dtype_size(s->y_dtype);
-        float *const y = direct_y ? (float *)(void *)dst : lane;
-        if (!direct_x) {
-            s->k->load(y, x, s->x_dtype, s->x_step, s->n);
-            x = y;
+    for (row = begin; row < end; row += count) {
+        char *dst = NULL;
+        count = (int)tfm__min64(together, end - row);
+        for (r = 0; r < count; ++r) {
+            dst = s->y + at.offset[0] * tfm_dtype_size(s->y_dtype);
+            x[r] = (const float *)tfm__byte(s->x, s->x_dtype, at.offset[1]);
+            y[r] = direct_y ? (float *)(void *)dst : lane;
+            if (!direct_x) {
+                s->k->load(y[r], x[r], s->x_dtype, s->x_step, s->n);
+                x[r] = y[r];
+            }
+            tfm__cursor_next(&s->w, &at);
         }
-        s->k->softmax(y, x, s->n, s->log_form);
-        if (!direct_y) s->k->store(dst, s->y_dtype, s->y_step, y, s->n);
-        tfm__cursor_next(&s->w, &at);
+        s->k->softmax(y, x, count, s->n, s->log_form);
+        if (!direct_y) s->k->store(dst, s->y_dtype, s->y_step, lane, s->n);
     }
 }
 
@@ -10220,7 +10370,9 @@ typedef struct tfm__norming {
     tfm__walk rows;              /* y, sum, x, residual over the leading dims */
     tfm__walk inner[TFM__NORM_PARTS];  /* of each part over the normalised dims: rows of n elements */
     const tfm_tensor *t[TFM__NORM_PARTS];
-    int64_t lane[TFM__NORM_PARTS];     /* where its row begins in a lane, in floats; -1: in place */
+    int64_t lane[TFM__NORM_PARTS];     /* where its rows begin in a lane, in floats; -1: in place */
+    int64_t lane_row;                  /* floats of a row there */
+    int together;                      /* rows at a time */
     float *mean, *rstd;
     tfm__lanes lanes;
 } tfm__norming;
@@ -10237,43 +10389,54 @@ static void tfm__norm_load(const tfm__norming *a, int part, int64_t offset, floa
     }
 }
 
-/* Where a part's row lies now: in place, or (load 1: after loading it) in the lane. NULL: there is no such part. */
-static float *tfm__norm_row(const tfm__norming *a, int part, int64_t offset, float *lane, int load) {
+/* Where a part's row, row r of those in the lane, lies now: in place, or (load 1: after loading it) in the lane. NULL:
+ * there is no such part. */
+static float *tfm__norm_row(const tfm__norming *a, int part, int64_t offset, float *lane, int r, int load) {
     if (!a->t[part]) return NULL;
     if (a->lane[part] < 0) return (float *)a->t[part]->data + offset;
-    if (load) tfm__norm_load(a, part, offset, lane + a->lane[part]);
-    return lane + a->lane[part];
+    lane += a->lane[part] + r * a->lane_row;
+    if (load) tfm__norm_load(a, part, offset, lane);
+    return lane;
 }
 
 static void tfm__norm_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__norming *const a = (const tfm__norming *)arg;
     float *const lane = (float *)tfm__lane(a->c, &a->lanes, slot);
-    tfm__norm row;
+    tfm__norm rows[TFM__NORM_ROWS];
     tfm__cursor at;
-    int64_t i;
-    int part;
-    row.n = a->n;
-    row.eps = a->eps;
-    row.weight_offset = a->weight_offset;
-    row.weight = tfm__norm_row(a, TFM__NORM_WEIGHT, 0, lane, 1);
-    row.bias = tfm__norm_row(a, TFM__NORM_BIAS, 0, lane, 1);
+    int64_t i, offset[TFM__NORM_ROWS][2]; /* of y and sum */
+    int part, r, count;
+    rows[0].weight = tfm__norm_row(a, TFM__NORM_WEIGHT, 0, lane, 0, 1);
+    rows[0].bias = tfm__norm_row(a, TFM__NORM_BIAS, 0, lane, 0, 1);
     tfm__cursor_at(&a->rows, begin, &at);
-    for (i = begin; i < end; ++i) {
-        row.x = tfm__norm_row(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, 1);
-        row.residual = tfm__norm_row(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, 1);
-        row.sum_out = tfm__norm_row(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, 0);
-        row.y = tfm__norm_row(a, TFM__NORM_Y, at.offset[TFM__NORM_Y], lane, 0);
-        a->k->norm(&row, a->subtract_mean);
-        for (part = TFM__NORM_Y; part <= TFM__NORM_SUM; ++part) {
-            const tfm_tensor *const t = a->t[part];
-            if (t && a->lane[part] >= 0) {
-                a->k->store((char *)t->data + at.offset[part] * tfm_dtype_size(t->dtype), t->dtype, 1,
-                            lane + a->lane[part], a->n);
-            }
+    for (i = begin; i < end; i += count) {
+        count = (int)tfm__min64(a->together, end - i);
+        for (r = 0; r < count; ++r) {
+            tfm__norm *const row = &rows[r];
+            row->n = a->n;
+            row->eps = a->eps;
+            row->weight_offset = a->weight_offset;
+            row->weight = rows[0].weight;
+            row->bias = rows[0].bias;
+            row->x = tfm__norm_row(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, r, 1);
+            row->residual = tfm__norm_row(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, r, 1);
+            row->sum_out = tfm__norm_row(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, r, 0);
+            row->y = tfm__norm_row(a, TFM__NORM_Y, at.offset[TFM__NORM_Y], lane, r, 0);
+            memcpy(offset[r], at.offset, sizeof(offset[r]));
+            tfm__cursor_next(&a->rows, &at);
         }
-        if (a->mean) a->mean[i] = row.mean;
-        if (a->rstd) a->rstd[i] = row.rstd;
-        tfm__cursor_next(&a->rows, &at);
+        a->k->norm(rows, count, a->subtract_mean);
+        for (r = 0; r < count; ++r) {
+            for (part = TFM__NORM_Y; part <= TFM__NORM_SUM; ++part) {
+                const tfm_tensor *const t = a->t[part];
+                if (t && a->lane[part] >= 0) {
+                    a->k->store((char *)t->data + offset[r][part] * tfm_dtype_size(t->dtype), t->dtype, 1,
+                                tfm__norm_row(a, part, 0, lane, r, 0), a->n);
+                }
+            }
+            if (a->mean) a->mean[i + r] = rows[r].mean;
+            if (a->rstd) a->rstd[i + r] = rows[r].rstd;
+        }
     }
 }
 
@@ -10299,15 +10462,20 @@ static int tfm__need_trailing(tfm__op *o, const char *name, const tfm_tensor *t,
 
 /* The parts that a lane must hold, and room for them. */
 static int tfm__norm_lanes(tfm__op *o, tfm__norming *a) {
-    const int64_t row = tfm__round_up(a->n, 16);
     int64_t size = 0;
     int part;
+    a->lane_row = tfm__round_up(a->n, 16);
+    a->together = tfm__rows_together(a->n);
     for (part = 0; part < TFM__NORM_PARTS; ++part) {
         const tfm_tensor *const t = a->t[part];
         a->lane[part] = -1;
         if (!t || (t->dtype == TFM_F32 && a->inner[part].rows <= 1 && a->inner[part].step[0] == 1)) continue;
+        if (part == TFM__NORM_X && a->lane[TFM__NORM_Y] >= 0) { /* in place */
+            a->lane[part] = a->lane[TFM__NORM_Y];
+            continue;
+        }
         a->lane[part] = size;
-        size += row;
+        size += part < TFM__NORM_WEIGHT ? a->together * a->lane_row : a->lane_row;
     }
     return tfm__lanes_get(o, &a->lanes, size * (int64_t)sizeof(float));
 }
@@ -12077,14 +12245,14 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     if (a->panels) {
         t->next = (const char *)lane->k + TFM__BLOCK_KEYS * a->key_size * a->key.size;
     } else if (a->key.stride[3] == 1 && a->key.stride[2] == a->key_size) {
-        t->next = tfm__attn_at(&a->key, lane->batch, lane->head, x->mask.key + TFM__BLOCK_KEYS);
+        t->next = tfm__attn_at(&a->key, lane->batch, lane->head, lane->key + TFM__BLOCK_KEYS);
     }
     t->scores = lane->scores;
     t->out = lane->block.out;
     t->out_row = a->value_size;
     t->max = lane->block.max;
     t->sum = lane->block.sum;
-    t->key = x->mask.key;
+    t->key = lane->key;
     t->low = cut ? x->mask.low : NULL;
     t->high = x->mask.high;
     t->finite = &lane->finite;
@@ -14499,7 +14667,7 @@ static void tfm__angles_task(void *arg, int64_t begin, int64_t end, int slot) {
             int64_t steps = (place % TFM__ANGLE_RUN + TFM__ANGLE_RUN) % TFM__ANGLE_RUN;
             float *const sine = a->sine + r * a->row_step + first * a->step;
             float *const cosine = a->cosine + r * a->row_step + first * a->step;
-            if (r > begin && steps > 0 && place == at + 1) {
+            if (r > begin && steps > 0 && place - 1 == at) {
                 steps = 1;
             } else {
                 for (i = 0; i < n; i++) {
@@ -20081,6 +20249,7 @@ TFM__STRICT_FP_END
 #undef TFM__GATE_WORD
 #undef TFM__GATHER
 #undef TFM__GROUPS
+#undef TFM__HALVES
 #undef TFM__GT1
 #undef TFM__HAS_FEATURE
 #undef TFM__HAVE_AVX2
@@ -20130,6 +20299,8 @@ TFM__STRICT_FP_END
 #undef TFM__NEGATIVE1
 #undef TFM__NEON
 #undef TFM__NOINLINE
+#undef TFM__NORM_NEAR
+#undef TFM__NORM_ROWS
 #undef TFM__NOT1
 #undef TFM__OPS
 #undef TFM__OP_ATTRS

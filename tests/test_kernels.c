@@ -8,7 +8,11 @@
 
 #include <stddef.h>
 
-enum { PANEL = 16, ATTENTION_ROWS = 48 }; /* of chapter 4 */
+enum { PANEL = 16, ATTENTION_ROWS = 48, NORM_ROWS = 4 }; /* of chapter 4 */
+
+static void softmax_row(const tfm__kernels *k, float *y, const float *x, int64_t n, int log_form) {
+    k->softmax(&y, &x, 1, n, log_form);
+}
 
 /* -- tables -------------------------------------------------------------------------------------------------------- */
 
@@ -607,8 +611,8 @@ Test(kernels, empty_reductions_give_their_neutral_element) {
                       && k->reduce(TFM__R_MIN, NULL, 0) == (float)HUGE_VAL,
                   "%s", k->name);
         cr_assert(k->logsumexp(NULL, 0) == (float)-HUGE_VAL, "%s", k->name);
-        k->softmax(NULL, NULL, 0, 0);
-        k->softmax(NULL, NULL, 0, 1);
+        softmax_row(k, NULL, NULL, 0, 0);
+        softmax_row(k, NULL, NULL, 0, 1);
     }
 }
 
@@ -705,8 +709,8 @@ static void check_softmax(const tfm__kernels *k, int n, double scale) {
     for (i = 0; i < n; i++) sum += exp((double)x[i] - most);
     total = most + log(sum);
     memcpy(z, x, (size_t)n * 4);
-    k->softmax(y, x, n, 0);
-    k->softmax(l, x, n, 1);
+    softmax_row(k, y, x, n, 0);
+    softmax_row(k, l, x, n, 1);
     CHECK(same(x, z, n * 4), "%s: input written", k->name);
     for (i = 0; i < n; i++) {
         const double exact = exp((double)x[i] - most) / sum, exact_log = (double)x[i] - total;
@@ -724,11 +728,34 @@ static void check_softmax(const tfm__kernels *k, int n, double scale) {
     CHECK(fabs(row - 1) <= budget[BUDGET_SOFTMAX_ROW].most, "%s: a row of %d sums to %.9g", k->name, n, row);
     CHECK(fabs((double)k->logsumexp(x, n) - total) <= budget[BUDGET_LOG_SOFTMAX].most * at_least_one(total),
           "%s: logsumexp of %d", k->name, n);
-    k->softmax(z, z, n, 0);
+    softmax_row(k, z, z, n, 0);
     CHECK(same(y, z, n * 4), "%s: softmax of %d in place", k->name, n);
     memcpy(z, x, (size_t)n * 4);
-    k->softmax(z, z, n, 1);
+    softmax_row(k, z, z, n, 1);
     CHECK(same(l, z, n * 4), "%s: log_softmax of %d in place", k->name, n);
+}
+
+Test(kernels, a_softmax_has_the_same_bits_whichever_rows_are_taken_with_it) {
+    int s, log_form, count, r, i;
+    EACH_TABLE(k) {
+        int sizes[MOST_SIZES], sizes_count = row_sizes(k, sizes);
+        for (s = 1; s < sizes_count; s++)
+            for (log_form = 0; log_form < 2; log_form++)
+                for (count = 2; count <= NORM_ROWS; count++) {
+                    const int n = sizes[s];
+                    float *x = floats(0, n * count), *y = floats(1, n * count), *alone = floats(2, n), *to[NORM_ROWS];
+                    const float *from[NORM_ROWS];
+                    fill_normal(x, n * count);
+                    for (i = 0; i < n; i++) x[n + i] = (float)-HUGE_VAL; /* beside a row without an element */
+                    for (r = 0; r < count; r++) from[r] = x + r * n, to[r] = y + r * n;
+                    k->softmax(to, from, count, n, log_form);
+                    for (r = 0; r < count; r++) {
+                        softmax_row(k, alone, from[r], n, log_form);
+                        CHECK(same(alone, to[r], n * 4), "%s: row %d of %d, n %d, log %d", k->name, r, count, n,
+                              log_form);
+                    }
+                }
+    }
 }
 
 Test(kernels, softmax_stays_within_its_budget) {
@@ -754,12 +781,12 @@ Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_ta
             float *x = floats(0, n), *y = floats(1, n);
             for (log_form = 0; log_form < 2; log_form++) {
                 fill_value(x, n, (float)-HUGE_VAL);
-                k->softmax(y, x, n, log_form);
+                softmax_row(k, y, x, n, log_form);
                 for (i = 0; i < n; i++)
                     CHECK(y[i] == (log_form ? (float)-HUGE_VAL : 0), "%s: no element, %d of %d", k->name, i, n);
                 CHECK(k->logsumexp(x, n) == (float)-HUGE_VAL, "%s: logsumexp of -inf only", k->name);
                 fill_value(x, n, -FLT_MAX); /* a finite mask is not an empty row */
-                k->softmax(y, x, n, log_form);
+                softmax_row(k, y, x, n, log_form);
                 for (i = 0; i < n; i++)
                     CHECK(fabs((log_form ? exp((double)y[i]) : (double)y[i]) * n - 1) < 1e-5, "%s: uniform row of %d",
                           k->name, n);
@@ -767,10 +794,10 @@ Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_ta
                 for (j = 0; j < n; j += n > 200 ? 37 : 1) {
                     const float kept = x[j];
                     x[j] = (float)NAN;
-                    k->softmax(y, x, n, log_form);
+                    softmax_row(k, y, x, n, log_form);
                     for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: NaN at %d of %d lost at %d", k->name, j, n, i);
                     x[j] = (float)HUGE_VAL;
-                    k->softmax(y, x, n, log_form);
+                    softmax_row(k, y, x, n, log_form);
                     for (i = 0; i < n; i++)
                         CHECK(isnan(y[i]), "%s: inf at %d of %d: %.9g at %d", k->name, j, n, (double)y[i], i);
                     CHECK(k->logsumexp(x, n) == (float)HUGE_VAL, "%s: logsumexp with inf", k->name);
@@ -809,7 +836,7 @@ static void check_norm(const tfm__kernels *k, int n, int form, double mean_of_x)
     if (form & 64) a.weight_offset = 1;
     a.eps = (float)eps;
     a.y = y;
-    k->norm(&a, subtract);
+    k->norm(&a, 1, subtract);
     for (i = 0; i < n; i++) x[i] = rounded((double)x[i] + (double)residual[i]);
     for (i = 0; i < n && subtract; i++) mean += (double)x[i] / n;
     for (i = 0; i < n; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / n;
@@ -834,6 +861,42 @@ Test(kernels, norms_stay_within_their_budget_in_every_form) {
         for (s = 1; s < count; s++)
             for (form = 0; form < 128; form++) check_norm(k, sizes[s], form, 3);
         assert_fronts_untouched("norm");
+    }
+}
+
+Test(kernels, a_norm_has_the_same_bits_whichever_rows_are_taken_with_it) {
+    int s, form, count, r;
+    EACH_TABLE(k) {
+        int sizes[MOST_SIZES], sizes_count = row_sizes(k, sizes);
+        for (s = 1; s < sizes_count; s++)
+            for (form = 0; form < 4; form++)
+                for (count = 2; count <= NORM_ROWS; count++) {
+                    const int n = sizes[s];
+                    float *x = floats(0, n * count), *residual = floats(1, n * count), *weight = floats(2, n),
+                          *y = floats(3, n * count), *sum = floats(4, n * count), *alone = floats(5, n);
+                    tfm__norm rows[NORM_ROWS], one;
+                    fill_normal(x, n * count);
+                    fill_normal(residual, n * count);
+                    fill_normal(weight, n);
+                    x[0] += 1e4f; /* the first row's moments are taken twice */
+                    memset(rows, 0, sizeof rows);
+                    for (r = 0; r < count; r++) {
+                        rows[r].n = n, rows[r].x = x + r * n, rows[r].y = y + r * n, rows[r].eps = 1e-5f;
+                        rows[r].weight = weight;
+                        if (form & 2) rows[r].residual = residual + r * n, rows[r].sum_out = sum + r * n;
+                    }
+                    one = rows[count - 1];
+                    one.y = alone, one.sum_out = NULL;
+                    k->norm(rows, count, form & 1);
+                    k->norm(&one, 1, form & 1);
+                    CHECK(same(alone, y + (count - 1) * n, n * 4) && one.mean == rows[count - 1].mean &&
+                              one.rstd == rows[count - 1].rstd,
+                          "%s: the last of %d rows of %d, form %d", k->name, count, n, form);
+                    one = rows[0];
+                    one.x = form & 2 ? sum : x, one.residual = NULL, one.sum_out = NULL, one.y = alone;
+                    k->norm(&one, 1, form & 1);
+                    CHECK(same(alone, y, n * 4), "%s: the first of %d rows of %d, form %d", k->name, count, n, form);
+                }
     }
 }
 
@@ -866,7 +929,7 @@ Test(kernels, layer_norm_keeps_its_digits_on_hostile_rows) {
                                            : (i == N - 1 ? 1e6 : 1e-3 * v));
             }
             a.n = N, a.x = x, a.y = y, a.eps = 1e-12f;
-            k->norm(&a, 1);
+            k->norm(&a, 1, 1);
             for (i = 0; i < N; i++) mean += (double)x[i] / N;
             for (i = 0; i < N; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / N;
             CHECK(fabs((double)a.rstd * sqrt(variance + 1e-12) - 1) <= 1e-6, "%s: 1/deviation of row %d: %.9g",
@@ -891,12 +954,12 @@ Test(kernels, norm_of_nan_is_nan_and_of_zeros_is_the_bias) {
             a.n = n, a.x = x, a.y = y, a.bias = bias, a.eps = 1e-5f;
             fill_value(x, n, 0);
             fill_normal(bias, n);
-            k->norm(&a, subtract);
+            k->norm(&a, 1, subtract);
             CHECK(same(y, bias, n * 4), "%s: zeros", k->name);
             for (lane = 0; lane < n; lane++) {
                 fill_normal(x, n);
                 x[lane] = (float)NAN;
-                k->norm(&a, subtract);
+                k->norm(&a, 1, subtract);
                 for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: NaN at %d lost at %d", k->name, lane, i);
             }
         }

@@ -2,6 +2,7 @@
 """Rules of the house that no compiler knows: no forward declaration of a private function, short lines, nothing private left
 defined behind the header, no comment that promises work."""
 import glob
+import os
 import re
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def white_space():
     files = [header, "Makefile", *glob.glob("tests/**/*.[chp]*", recursive=True), *glob.glob("examples/*"), *glob.glob("bench/*"), *glob.glob("*.md")]
     bad = []
     for path in files:
-        if path.endswith((".pyc", ".safetensors")) or "__pycache__" in path:
+        if path.endswith((".pyc", ".safetensors")) or "__pycache__" in path or os.path.isdir(path):
             continue
         content = read(path)
         if not content.endswith("\n") or content.endswith("\n\n"):
