@@ -4877,27 +4877,30 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__COL_ROWS(R, load) TFM__ROWS##R
 #define TFM__COL_LOAD(R, load) load
 #define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
-/* Few rows wait for B's bytes. What comes 8 KB later, counted over all panels, is fetched into L2 (1 x 4096 x 4096: 0.9
- * of the read bandwidth; 4 KB or 16 KB 0.8, into L1 0.8); or what gemm_ahead says: a decoder's keys and values come in
- * pieces too short for the hardware to see where they go on (0.5 without, 0.9 with). Both at once are slower. */
-#define TFM__NEAR_BYTES(V) ((V) * TFM__W > 32 ? 2048 : (V) * TFM__W > 16 ? 4096 : 8192)
-#define TFM__NEAR(V, i) v_prefetch_l2((const char *)(b[i] + k) + TFM__NEAR_BYTES(V));
-#define TFM__FETCH_NEAR(V, type) \
-    TFM__NEAR(V, 0) \
-    if ((V) * TFM__W > 16) { TFM__NEAR(V, 1) } \
-    if ((V) * TFM__W > 32) { TFM__NEAR(V, 2) } \
-    if ((V) * TFM__W > 48) { TFM__NEAR(V, 3) }
-#define TFM__FETCH_LINE(V, type) \
+/* Few rows wait for B's bytes. What comes 4 to 8 KB later, counted over all panels, is fetched into L2: less where the
+ * bytes bind (1 x 4096 x 4096, cold: 0.95 of the read bandwidth; 16 KB 0.8, into L1 0.8), more where a step takes
+ * long; or what gemm_ahead says: a decoder's keys and values come in pieces too short for the hardware to see where
+ * they go on (0.5 without, 0.9 with). Both at once are slower. */
+#define TFM__NEAR_BYTES(R, V, type) \
+    ((R) == 1 || (sizeof(type) == 4 && ((R) < 4 || (V) * TFM__W > 32)) ? 1024 : \
+     (V) * TFM__W > 32 ? 2048 : (V) * TFM__W > 16 ? 4096 : 8192)
+#define TFM__NEAR(R, V, type, i) v_prefetch_l2((const char *)(b[i] + k) + TFM__NEAR_BYTES(R, V, type));
+#define TFM__FETCH_NEAR(R, V, type) \
+    TFM__NEAR(R, V, type, 0) \
+    if ((V) * TFM__W > 16) { TFM__NEAR(R, V, type, 1) } \
+    if ((V) * TFM__W > 32) { TFM__NEAR(R, V, type, 2) } \
+    if ((V) * TFM__W > 48) { TFM__NEAR(R, V, type, 3) }
+#define TFM__FETCH_LINE(R, V, type) \
     v_prefetch_l2(ahead); \
     ahead += ahead_row;
-#define TFM__FETCH_LINES(V, type) \
+#define TFM__FETCH_LINES(R, V, type) \
     if ((V) * TFM__W * (int)sizeof(type) > 64) v_prefetch_l2(ahead + 64); \
     if ((V) * TFM__W * (int)sizeof(type) > 128) v_prefetch_l2(ahead + 128); \
     if ((V) * TFM__W * (int)sizeof(type) > 192) v_prefetch_l2(ahead + 192); \
-    TFM__FETCH_LINE(V, type)
+    TFM__FETCH_LINE(R, V, type)
 #define TFM__LOOP(R, V, body, type, load, fetch) \
     for (; left > 0; left--) { \
-        TFM__FETCH_##fetch(V, type) \
+        TFM__FETCH_##fetch(R, V, type) \
         TFM__BODY_##body(R, V, load) \
         a[0] += a_step; \
         if ((R) > 3) a[1] += a_step; \
@@ -4972,6 +4975,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
  * rows of halves than TFM__HALF_ROWS are taken in lower strips: from five strips on they are converted beforehand. */
 #if TFM__PASS == TFM__AVX512
 #define TFM__HALF_ROWS 8
+#define TFM__FEW_ROWS 8
 #define TFM__TILE_LIST_HALVES(X) \
     X(1, 4, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 4, COLS, FEW) X(5, 4, COLS, FEW) \
     X(6, 4, COLS, FEW) X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW)
@@ -4983,16 +4987,19 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
     X(11, 2, ROWS, MANY) X(12, 2, ROWS, MANY)
 #elif TFM__PASS == TFM__AVX2
 #define TFM__HALF_ROWS 6
+#define TFM__FEW_ROWS 4
 #define TFM__TILE_LIST(X) \
     X(1, 8, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 2, ROWS, FEW) X(5, 2, ROWS, MANY) \
     X(6, 2, ROWS, MANY)
 #elif TFM__PASS == TFM__NEON
 #define TFM__HALF_ROWS 6
+#define TFM__FEW_ROWS 6
 #define TFM__TILE_LIST(X) \
     X(1, 8, COLS, FEW) X(2, 8, COLS, FEW) X(3, 4, ROWS, FEW) X(4, 4, ROWS, MANY) X(5, 4, ROWS, MANY) \
     X(6, 4, COLS, MANY)
 #else
 #define TFM__HALF_ROWS 4
+#define TFM__FEW_ROWS 4
 #define TFM__TILE_LIST(X) X(1, 2, ROWS, MANY) X(2, 2, ROWS, MANY) X(3, 2, ROWS, MANY) X(4, 2, ROWS, MANY)
 #endif
 #if TFM__PASS != TFM__AVX512
@@ -5121,10 +5128,12 @@ static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t row, int64_t rows, 
     for (; rows > 0; --rows, c += g->c_row) TFM__FN(activate)(g->activation, c, c, bias, NULL, cols);
 }
 
+#define TFM__FAR_SIZE (1 << 16) /* elements */
 #define TFM__B_SIZE(g) ((g)->b_dtype == TFM_F16 || (g)->b_dtype == TFM_BF16 ? 2 : 4)
 
 /* What is left of the columns from col on, where no tile fits: pieces of panels, four rows at a time. */
-static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_t rows, int64_t col, int64_t cols) {
+TFM__NOINLINE void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_t rows, int64_t col,
+                                      int64_t cols) {
     const int64_t width = TFM__EDGE_COLS * TFM__W, size = TFM__B_SIZE(g);
     const int whole = g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col % width == 0;
     tfm__tile part = *tile;
@@ -5139,11 +5148,11 @@ static void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile, int64_
     }
 }
 
-/* What strip i of `count` fetches while it works on columns [col, col + width): what is read after the product; rows
- * that are packed after it, a line of each; its share of the panels that all strips read next; the strip that comes
- * next, which may lie in a far cache; or nothing. */
-static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t col,
-                                int64_t width, int64_t *line) {
+/* What a tile fetches, number `done` of `tiles` for columns [col, col + width), in strip i of `count`: what is read
+ * after the product; rows that are packed after it, a line of each; its share of the panels that all read next; the
+ * strip that comes next, which may lie in a far cache; or nothing. */
+static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t done,
+                                int64_t tiles, int64_t col, int64_t width, int64_t *line) {
     const int64_t size = TFM__B_SIZE(g), bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
     tile->ahead = (const char *)tile->a;
     tile->ahead_row = 0;
@@ -5154,53 +5163,22 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
         tile->ahead = (const char *)g->ahead + *line;
         tile->ahead_row = g->ahead_row;
         *line += 64;
-    } else if (count > 1 && g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col + width < g->cols) {
-        tile->ahead = (const char *)tile->b[0] + (panels + i * panels / count) * g->b_panel * size;
-        tile->ahead += i * panels % count * TFM__PANEL * size * g->depth / count;
-        tile->ahead_row = tfm__ceil_div(bytes, count);
+    } else if (tiles > 1 && g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col + width < g->cols) {
+        tile->ahead = (const char *)g->b + (col / TFM__PANEL + panels + done * panels / tiles) * g->b_panel * size;
+        tile->ahead += done * panels % tiles * TFM__PANEL * size * g->depth / tiles;
+        tile->ahead_row = tfm__ceil_div(bytes, tiles);
     } else if (g->strips) {
         tile->ahead += (i + 1 < count ? g->a_row : (1 - count) * g->a_row) * (int64_t)sizeof(float);
         tile->ahead_row = TFM__TILE_ROWS * (int64_t)sizeof(float);
     }
 }
 
-/* Rows [first, first + rows) in `count` strips of heights whose tiles are equally wide, the first number `strip`. */
-static void TFM__FN(gemm_band)(const tfm__gemm *g, int64_t first, int64_t rows, int64_t strip, int64_t count) {
-    const int64_t size = TFM__B_SIZE(g);
-    const int64_t width = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS][tfm__ceil_div(rows, count) - 1];
-    tfm__tile tile;
-    int64_t col, i, p, line = 0;
-    tile.depth = g->depth;
-    tile.accumulate = g->accumulate;
-    tile.a_row = g->strips ? 1 : g->a_row;
-    tile.a_step = g->strips ? TFM__TILE_ROWS : 1;
-    tile.b_row = g->b_row;
-    tile.c_row = g->c_row;
-    for (col = 0; col < g->cols; col += width) {
-        const int64_t cols = tfm__min64(width, g->cols - col);
-        for (p = 0; p < 4; p++) {
-            const int64_t at = col + p * TFM__PANEL;
-            tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
-        }
-        for (i = 0; i < count; i++) {
-            const int64_t begin = first + tfm__strip_begin(rows, count, i);
-            const int64_t height = first + tfm__strip_begin(rows, count, i + 1) - begin;
-            tile.a = g->a + (g->strips ? strip + i : begin) * g->a_row;
-            tile.c = g->c + begin * g->c_row + col;
-            TFM__FN(gemm_ahead)(g, &tile, i, count, col, width, &line);
-            if (cols == width) {
-                TFM__FN(tiles)[g->b_dtype][height - 1](&tile);
-            } else {
-                TFM__FN(gemm_edge)(g, &tile, height, col, cols);
-            }
-            TFM__FN(gemm_finish)(g, begin, height, col, cols);
-        }
-    }
-}
-
+/* Strips of even heights take a group of columns one after the other. A tall tile's rows become two strips where B
+ * comes from far, since only lower tiles fetch ahead (12 x 4096 x 4096: 0.66 of the peak as one strip, 0.9 as two). */
 static void TFM__FN(gemm)(const tfm__gemm *g) {
-    const int64_t *const widths = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS];
-    int64_t r, j, count, height, higher;
+    const int64_t *const widths = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS], size = TFM__B_SIZE(g);
+    int64_t r, i, j, count, low, high, width, tiles, placed = -1, line = 0;
+    tfm__tile tile;
     if (g->rows <= 0 || g->cols <= 0) return;
     if (g->depth <= 0) {
         for (r = 0; r < g->rows && !g->accumulate; r++) {
@@ -5209,14 +5187,43 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
         TFM__FN(gemm_finish)(g, 0, g->rows, 0, g->cols);
         return;
     }
-    count = g->strips ? g->strips : tfm__ceil_div(g->rows, TFM__B_SIZE(g) == 2 ? TFM__HALF_ROWS : TFM__TILE_ROWS);
-    height = g->rows / count;
-    higher = g->rows % count; /* the first `higher` strips have one row more */
-    if (higher > 0 && widths[height] != widths[height - 1]) {
-        TFM__FN(gemm_band)(g, 0, (height + 1) * higher, 0, higher);
-        TFM__FN(gemm_band)(g, (height + 1) * higher, height * (count - higher), higher, count - higher);
-    } else {
-        TFM__FN(gemm_band)(g, 0, g->rows, 0, count);
+    count = g->strips ? g->strips : tfm__ceil_div(g->rows, size == 2 ? TFM__HALF_ROWS : TFM__TILE_ROWS);
+    if (count == 1 && !g->strips && g->rows > TFM__FEW_ROWS && g->depth * g->cols >= TFM__FAR_SIZE) count = 2;
+    low = g->rows / count;
+    high = g->rows % count; /* the first `high` strips have a row more */
+    width = tfm__max64(widths[low - 1], high ? widths[low] : 0);
+    tiles = (count - high) * (width / widths[low - 1]) + (high ? high * (width / widths[low]) : 0);
+    tile.depth = g->depth;
+    tile.accumulate = g->accumulate;
+    tile.a_row = g->strips ? 1 : g->a_row;
+    tile.a_step = g->strips ? TFM__TILE_ROWS : 1;
+    tile.b_row = g->b_row;
+    tile.c_row = g->c_row;
+    for (j = 0; j < g->cols; j += width) {
+        const int64_t end = tfm__min64(g->cols, j + width);
+        int64_t done = 0;
+        for (i = r = 0; i < count; i++) { /* as tfm__strip_begin says, without its divisions */
+            const int64_t height = low + (i < high), own = widths[height - 1];
+            int64_t col, p;
+            tile.a = g->a + (g->strips ? i : r) * g->a_row;
+            for (col = j; col < end; col += own) {
+                const int64_t cols = tfm__min64(own, end - col);
+                for (p = 0; p < 4 && placed != col; p++) {
+                    const int64_t at = col + p * TFM__PANEL;
+                    tile.b[p] = (const char *)g->b + size * (at / TFM__PANEL * g->b_panel + at % TFM__PANEL);
+                }
+                placed = col;
+                tile.c = g->c + r * g->c_row + col;
+                TFM__FN(gemm_ahead)(g, &tile, i, count, done++, tiles, j, width, &line);
+                if (cols == own) {
+                    TFM__FN(tiles)[g->b_dtype][height - 1](&tile);
+                } else {
+                    TFM__FN(gemm_edge)(g, &tile, height, col, cols);
+                }
+                TFM__FN(gemm_finish)(g, r, height, col, cols);
+            }
+            r += height;
+        }
     }
 }
 
@@ -5754,15 +5761,16 @@ static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
 static void TFM__FN(attn_merge)(int64_t rows, int64_t value_size, float *max, float *sum, float *out, int64_t out_row,
                                 const float *max2, const float *sum2, const float *out2, int64_t out2_row) {
     const float minus_inf = tfm__bits_float(0xff800000u);
-    float scale[TFM__W], scale2[TFM__W], top[TFM__W], total[TFM__W];
+    float scale[2][TFM__W], top[TFM__W], total[TFM__W];
     for (int64_t begin = 0; begin < rows; begin += TFM__W) {
         const int64_t count = tfm__min64(TFM__W, rows - begin);
-        const tfm__v m1 = TFM__FN(get)(max + begin, count), m2 = TFM__FN(get)(max2 + begin, count), m = v_max(m1, m2);
-        const tfm__v a = v_exp(v_sub(m1, m)), b = v_exp(v_sub(m2, m));
+        const tfm__v m = v_max(TFM__FN(get)(max + begin, count), TFM__FN(get)(max2 + begin, count));
+        for (int i = 0; i < 2; ++i) { /* one text of v_exp */
+            v_store(scale[i], v_exp(v_sub(TFM__FN(get)((i ? max2 : max) + begin, count), m)));
+        }
         v_store(top, m);
-        v_store(scale, a);
-        v_store(scale2, b);
-        v_store(total, v_fma(TFM__FN(get)(sum + begin, count), a, v_mul(TFM__FN(get)(sum2 + begin, count), b)));
+        v_store(total, v_fma(TFM__FN(get)(sum + begin, count), v_load(scale[0]),
+                             v_mul(TFM__FN(get)(sum2 + begin, count), v_load(scale[1]))));
         for (int64_t r = begin; r < begin + count; ++r) {
             const float *const from = out2 + r * out2_row;
             float *const to = out + r * out_row;
@@ -5773,7 +5781,7 @@ static void TFM__FN(attn_merge)(int64_t rows, int64_t value_size, float *max, fl
                 TFM__FN(copy)(to, from, value_size);
                 continue;
             }
-            const tfm__v by = v_set1(scale[r - begin]), by2 = v_set1(scale2[r - begin]);
+            const tfm__v by = v_set1(scale[0][r - begin]), by2 = v_set1(scale[1][r - begin]);
             max[r] = top[r - begin];
             sum[r] = total[r - begin];
             for (int64_t j = 0; j < value_size; j += TFM__W) {
@@ -5893,6 +5901,8 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef TFM__TILE_LIST
 #undef TFM__TILE_LIST_HALVES
 #undef TFM__TILE_LIST_PAIRS
+#undef TFM__FAR_SIZE
+#undef TFM__FEW_ROWS
 #undef TFM__HALF_ROWS
 #undef TFM__TILE_ROWS
 #undef TFM__EDGE_COLS
@@ -6193,7 +6203,9 @@ static void tfm__wake(tfm__cond *v) { pthread_cond_broadcast(v); }
 typedef struct tfm__bed {     /* where one thread sleeps */
     tfm__mutex mutex;
     tfm__cond cond;
-    int64_t asleep;           /* atomic: somebody has to wake it */
+    /* Atomic: somebody has to wake it. It is set, and the gate opened, by an addition: who does that looks at the other
+     * word next, and under QEMU a load may overtake a store, of whatever order. */
+    int64_t asleep;
 } tfm__bed;
 
 typedef struct tfm__worker {
@@ -6275,7 +6287,7 @@ static int tfm__worker_wait(tfm__worker *w, int64_t seen) {
             }
         } while (end > 0 && tfm__now() < end);
         tfm__lock(&w->bed.mutex);
-        tfm__atomic_store(&w->bed.asleep, 1); /* then looks at the gate; the caller opens it and then looks here */
+        tfm__atomic_add(&w->bed.asleep, 1); /* then looks at the gate; the caller opens it and then looks here */
         if (!tfm__atomic_load(&p->stop) && !tfm__gate_calls(w, tfm__atomic_load(&p->gate), seen)) {
             tfm__wait(&w->bed.cond, &w->bed.mutex);
         }
@@ -6300,10 +6312,11 @@ static void tfm__worker_run(tfm__worker *w) {
 
 /* Spreads p->job over `slots` slots, the caller being slot 0. */
 static void tfm__pool_run(tfm__pool *p, int slots) {
-    int64_t word = TFM__GATE_WORD(TFM__GATE_JOB(tfm__atomic_load(&p->gate)) + 1, slots);
+    const int64_t closed = tfm__atomic_load(&p->gate);
+    int64_t word = TFM__GATE_WORD(TFM__GATE_JOB(closed) + 1, slots);
     double end;
     int i;
-    tfm__atomic_store(&p->gate, word);
+    tfm__atomic_add(&p->gate, word - closed);
     for (i = 0; i < slots - 1; i++) tfm__bed_leave(&p->worker[i].bed);
     tfm__job_work(&p->job, 0);
     do word = tfm__atomic_load(&p->gate);
@@ -6315,7 +6328,7 @@ static void tfm__pool_run(tfm__pool *p, int slots) {
     }
     if (!TFM__GATE_INSIDE(tfm__atomic_load(&p->gate))) return;
     tfm__lock(&p->bed.mutex);
-    tfm__atomic_store(&p->bed.asleep, 1);
+    tfm__atomic_add(&p->bed.asleep, 1);
     while (TFM__GATE_INSIDE(tfm__atomic_load(&p->gate))) tfm__wait(&p->bed.cond, &p->bed.mutex);
     tfm__atomic_store(&p->bed.asleep, 0);
     tfm__unlock(&p->bed.mutex);
@@ -12411,9 +12424,10 @@ static void tfm__attn_run_waves(tfm__attn *a, double work) {
     }
 }
 
-/* Parts of `count` tiles in temporary memory; NULL: out of memory. */
+/* Parts of `count` tiles in temporary memory; NULL: out of memory. Decoding has few rows: 100 to 500 bytes a head and
+ * 4096 keys. */
 static tfm__attn_part *tfm__attn_parts(tfm__op *o, const tfm__attn *a, int64_t count) {
-    const int64_t out = TFM__ATTN_ROWS * a->value_size;
+    const int64_t out = tfm__min64(TFM__ATTN_ROWS, a->queries * a->group) * a->value_size;
     tfm__attn_part *const parts = (tfm__attn_part *)tfm__temporary(o, count * (int64_t)sizeof(tfm__attn_part));
     float *const data = (float *)tfm__temporary(o, count * out * (int64_t)sizeof(float));
     int64_t i;

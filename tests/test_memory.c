@@ -629,7 +629,7 @@ Test(memory, attention_takes_as_much_for_every_number_of_keys) {
 }
 
 /* Partial results are merged in waves, as many as keep the threads busy, not all at the end. */
-Test(memory, decoding_with_split_keys_takes_as_much_for_131072_keys_as_for_32768) {
+Test(memory, decoding_with_split_keys_takes_under_1_KiB_for_each_head_and_4096_keys) {
     int64_t heads, size;
     TEST_EACH_ISA(c, 4) {
         for (heads = 1; heads <= 5; heads += 2)
@@ -638,6 +638,7 @@ Test(memory, decoding_with_split_keys_takes_as_much_for_131072_keys_as_for_32768
                               most = attention_extra(c, heads, 1, 131072, size);
                 cr_assert_leq(most, some, "%lld bytes, %lld for a quarter of the keys", (long long)most,
                               (long long)some);
+                cr_assert_lt(most, heads * 131072 / 4096 * 1024, "%lld bytes", (long long)most);
             }
     }
 }

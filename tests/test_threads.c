@@ -399,6 +399,27 @@ Test(threads, many_short_jobs_are_all_done_once) {
     }
 }
 
+/* Every hand-over sleeps and wakes: a wake-up that is lost once ends in a wait without end. */
+Test(threads, parked_workers_lose_no_job, .timeout = 120) {
+    tfm_options o = with_threads(3);
+    const int rounds = test_quick() ? 3000 : 20000;
+    int round;
+    tfm_ctx *c;
+    const tfm_tensor *x;
+    tfm_marker mark;
+    o.spin_us = -1;
+    c = context_with(&o);
+    x = tfm_ones(c, TFM_SHAPE(40000));
+    mark = tfm_mark(c);
+    for (round = 0; round < rounds; round++) {
+        const tfm_tensor *y = tfm_add(c, x, x);
+        assert_made(c, y);
+        cr_assert_eq(((const float *)y->data)[round * 13 % 40000], 2.0f);
+        tfm_rewind(c, mark);
+    }
+    tfm_destroy(c);
+}
+
 /* -- the user's own threads ---------------------------------------------------------------------------------------- */
 
 typedef struct hook {
