@@ -26,10 +26,12 @@ $(EXAMPLES): build/%: examples/%.c $(wildcard examples/*.h) $(HEADER)
 	@echo "  build $@"
 	$(Q)$(CC) $(CFLAGS) -Wall -Wextra -I. $< -o $@ -lm
 
+# OpenMP, where the compiler has it, only for comparisons: --parallel-for openmp.
 $(BENCHES): build/%: bench/%.c $(wildcard bench/*.h) $(HEADER)
 	@mkdir -p $(@D)
 	@echo "  build $@"
-	$(Q)$(CC) $(CFLAGS) -Wall -Wextra -I. $< -o $@ -lm
+	$(Q)openmp=-fopenmp; echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null || openmp=; \
+	$(CC) $(CFLAGS) $$openmp -Wall -Wextra -I. $< -o $@ -lm
 
 run: build/tour
 	cd build && ./tour
@@ -121,7 +123,7 @@ test-mini: build/test-mini/$(PROGRAM)
 
 # ---- the long matrix --------------------------------------------------------------------------------------------------
 
-CHECKS := lines style symbols api warnings embed no stack install flags cpp asan fuzz tsan valgrind i386 aarch64 mingw examples bench fused
+CHECKS := lines style symbols api warnings embed no stack install flags cpp asan fuzz tsan valgrind i386 aarch64 mingw examples bench fused threads
 .PHONY: $(CHECKS:%=check-%)
 check: $(CHECKS:%=check-%)
 
@@ -151,6 +153,10 @@ check-bench: $(BENCHES) build/test-mini/isas
 # Fused attention against the formula written with our own ops: a ratio of alternated batches, best of several tries.
 check-fused: build/bench
 	@bench/check_speed.py --fused
+
+# Threads: handing over a job, gains, jobs too small to split, a parallel_for of the user's.
+check-threads: build/bench
+	@bench/check_speed.py --threads
 
 # Not part of `check`: timings want a machine of their own. Floors of shares of the peak, and check-fused.
 .PHONY: check-speed

@@ -474,6 +474,55 @@ static tfm_tensor *open_file(bench_run *r, int packed) {
 static tfm_tensor *call_open_mapped(bench_run *r, int64_t set) { (void)set; return open_file(r, 0); }
 static tfm_tensor *call_open_packed(bench_run *r, int64_t set) { (void)set; return open_file(r, 1); }
 
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
+
+/* A job of one piece a thread, each of which waits for the others: all of the time is handing over and coming back. */
+static void handoff_task(void *arg, int64_t begin, int64_t end, int slot) {
+    int64_t *left = (int64_t *)arg;
+    (void)begin, (void)end, (void)slot;
+    __atomic_fetch_sub(left, 1, __ATOMIC_ACQ_REL);
+    while (__atomic_load_n(left, __ATOMIC_ACQUIRE) > 0) { }
+}
+static int prepare_handoff(bench_run *r, int64_t set) {
+    if (set == 0) r->operand[0][0] = tfm_ones(r->c, TFM_SHAPE(1));
+    return 0;
+}
+static tfm_tensor *call_handoff(bench_run *r, int64_t set) {
+    for (int64_t i = 0; i < r->shape[0]; i++) {
+        int64_t left = tfm_threads(r->c);
+        tfm__for(r->c, left, 1, 1e9, handoff_task, &left);
+    }
+    return r->operand[set][0];
+}
+
+/* What users hand in as tfm_options.parallel_for: threads made for each job, and OpenMP's. */
+typedef struct loop_part { void (*run)(void *arg, int i); void *arg; int i; } loop_part;
+static void *run_part(void *arg) {
+    loop_part *p = (loop_part *)arg;
+    p->run(p->arg, p->i);
+    return NULL;
+}
+static void for_pthreads(void *user, int count, void (*run)(void *arg, int i), void *arg) {
+    pthread_t thread[256];
+    loop_part part[256];
+    (void)user;
+    for (int i = 1; i < count; i++) {
+        part[i].run = run, part[i].arg = arg, part[i].i = i;
+        if (pthread_create(&thread[i], NULL, run_part, &part[i])) exit(1);
+    }
+    run(arg, 0);
+    for (int i = 1; i < count; i++) pthread_join(thread[i], NULL);
+}
+#if defined(_OPENMP)
+static void for_openmp(void *user, int count, void (*run)(void *arg, int i), void *arg) {
+    (void)user;
+#pragma omp parallel for schedule(static, 1) num_threads(count)
+    for (int i = 0; i < count; i++) run(arg, i);
+}
+#else
+#define for_openmp NULL
+#endif
+
 /* ---- the table -------------------------------------------------------------------------------------------------- */
 
 #define MODEL_SHAPE "d_model,heads,d_ff,layers,vocab,length"
@@ -518,6 +567,7 @@ static const bench_op ops[] = {
     OP("decoder_step", MODEL_SHAPE, NULL, BOUND_ROOFLINE, prepare_decoder_step, call_feed),
     OP("prompt", MODEL_SHAPE, NULL, BOUND_ROOFLINE, prepare_prompt, call_feed),
     OP("create", "contexts", "1", BOUND_NONE, prepare_create, call_create),
+    OP("handoff", "jobs", "1", BOUND_NONE, prepare_handoff, call_handoff),
     OP("pack", "out,in", "768,768", BOUND_COPY, prepare_pack, call_pack),
     OP("open_mapped", "MB", "64", BOUND_NONE, prepare_open, call_open_mapped),
     OP("open_packed", "MB", "64", BOUND_COPY, prepare_open, call_open_packed),
@@ -722,7 +772,8 @@ static int usage(void) {
     fprintf(stderr,
             "usage: bench OP [--shape S] [--isa scalar|neon|avx2|avx512|each] [--threads N|each] [--dtype f32|f16|bf16]\n"
             "             [--batch B] [--heads H] [--kv-heads K] [--causal] [--window W] [--transpose] [--cold] [--bf16-dot]\n"
-            "             [--mask none|bool|bias|lengths|segments|prefix] [--model gpt2|llama] [--runs N] [--json]\n");
+            "             [--mask none|bool|bias|lengths|segments|prefix] [--model gpt2|llama] [--runs N] [--json]\n"
+            "             [--parallel-for own|pthreads|openmp]\n");
     for (size_t i = 0; i < OP_COUNT; i++)
         fprintf(stderr, "  %-14s --shape %s   (default %s)\n", ops[i].name, ops[i].shape_text,
                 ops[i].default_shape ? ops[i].default_shape : "that of --model");
@@ -784,6 +835,8 @@ static int run_all(const char *name, const bench_settings *set, const tfm_option
 int main(int argc, char **argv) {
     static const char *const dtypes[] = {"f32", "f16", "bf16"};
     static const int dtype_values[] = {TFM_F32, TFM_F16, TFM_BF16};
+    static const char *const loops[] = {"own", "pthreads", "openmp"};
+    static void (*const loop_functions[])(void *, int, void (*)(void *, int), void *) = {NULL, for_pthreads, for_openmp};
     const char *heads = NULL;
     tfm_options options;
     bench_settings set;
@@ -820,6 +873,10 @@ int main(int argc, char **argv) {
         else if (!strcmp(a, "--dtype")) {
             index = find_name(value, dtypes, 3);
             if (index >= 0) set.dtype = dtype_values[index];
+        } else if (!strcmp(a, "--parallel-for")) {
+            index = find_name(value, loops, 3);
+            if (index >= 0) options.parallel_for = loop_functions[index];
+            if (index > 0 && !options.parallel_for) { fprintf(stderr, "bench: built without OpenMP\n"); return 2; }
         } else if (!strcmp(a, "--model")) {
             for (index = (int)MODEL_COUNT - 1; index >= 0 && strcmp(value, models[index].name); index--) { }
             if (index >= 0) set.model = &models[index];

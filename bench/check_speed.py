@@ -3,10 +3,10 @@
 than the formula written with the library's own products and softmax. Timings are noisy, so a case passes when one of several
 tries does; the floors are a share of what was measured on an AMD Zen 4 core. `make check-speed`, best pinned: taskset -c 1.
 
-  bench/check_speed.py [--fused | --measure] [--only attention]
+  bench/check_speed.py [--fused | --threads | --measure] [--only attention]
 
 --fused judges heads of size 64 in the grid of fused against unfused attention and nothing else: `make check-fused`, 15 s on a
-machine of its own. --measure prints the table FLOORS with what this machine reaches now. SPEED_SLACK=0.9 lowers all floors by a
+machine of its own. --threads judges what a second thread brings: `make check-threads`. --measure prints the table FLOORS with what this machine reaches now. SPEED_SLACK=0.9 lowers all floors by a
 tenth."""
 import argparse
 import json
@@ -65,10 +65,31 @@ FLOORS = [
 LENGTHS = (1, 7, 64, 512, 4096)
 GRID = [(heads, size, queries, keys, causal) for heads in (1, 8) for size in (64, 128) for queries in LENGTHS for keys in LENGTHS
         for causal in (False, True) if heads * queries * keys <= 4096 * 4096 and not (causal and (queries != keys or size != 64))]
+# A second thread brings at least this share of what it brings to the arithmetic or bandwidth that binds the op.
+GAIN = 0.95
+GAIN_SLACK = 0.93  # of a ratio of two shares, each as noisy as a share
+GAINS = [
+    ("matmul", "512,768,768", ""), ("linear", "128,3072,768", ""), ("linear", "8,4096,4096", ""), ("linear", "1,4096,4096", "--cold"),
+    ("attention", "12,64,512,512", ""), ("attention", "12,64,512,512", "--causal"), ("decode", "32,128,2048", ""),
+    ("encoder", "1,128,768,12,3072,2", ""), ("gelu", "1024,768", ""),
+]
+# Jobs around the size from which on a second thread gains: at most this much slower than on one.
+SMALL_SLACK = 1.05
+SMALL = [
+    ("add", "1,1000"), ("add", "8,1000"), ("add", "32,1000"), ("gelu", "1,768"), ("gelu", "4,768"), ("gelu", "16,768"), ("layer_norm", "4,768"),
+    ("layer_norm", "16,768"), ("softmax", "4,512"), ("softmax", "16,512"), ("matmul", "8,8,8"), ("matmul", "32,32,32"), ("matmul", "48,48,48"),
+    ("matmul", "64,64,64"), ("linear", "1,64,64"), ("linear", "1,256,256"), ("linear", "4,256,256"), ("attention", "2,64,8,8"),
+    ("attention", "2,64,32,32"), ("attention", "4,64,1,256"),
+]
+# A parallel_for of the user's, against our own threads; making a thread for each job costs some 15 us.
+LOOP_SLACK = 1.05
+LOOPS = [("matmul", "512,768,768"), ("attention", "12,64,512,512"), ("encoder", "1,512,768,12,3072,2")]
+HANDOFF_MS = 1e-3
 
 
 def share(op, shape, options, isa):
-    done = subprocess.run(["build/bench", op, "--shape", shape, "--isa", isa, "--runs", "5", "--json", *options.split()],
+    isa = ["--isa", isa] if isa else []
+    done = subprocess.run(["build/bench", op, "--shape", shape, *isa, "--runs", "5", "--json", *options.split()],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     row = json.loads(done.stdout) if done.stdout and done.returncode == 0 else {"peak_share": 0.0, "bound": "fma"}
     return row["peak_share"], row["bound"]
@@ -104,22 +125,57 @@ def alternate(programs, best):
     return True
 
 
-def fused_is_slower(heads, size, queries, keys, causal):
-    """Best of alternated batches against best, over as many tries as it takes: neighbours only add to either."""
-    asked = ["--shape", f"{heads},{size},{queries},{keys}"] + ["--causal"] * causal
+def slower(name, slack, *asked):
+    """Best of alternated batches of the first against the second, over as many tries as it takes: neighbours only add to either."""
     best = [float("inf"), float("inf")]
     for _ in range(GRID_TRIES):  # each in new processes: where the operands lie in memory matters too
-        if not alternate([Program(op, ["build/bench", op, *asked], 1) for op in ("attention", "unfused")], best):
-            return f"attention {' '.join(asked)}: does not run"
-        if best[0] <= GRID_SLACK * best[1]:
+        if not alternate([Program(name, ["build/bench", *one], 1) for one in asked], best):
+            return f"{name}: does not run"
+        if best[0] <= slack * best[1]:
             return ""
-    return f"attention {' '.join(asked)}: {best[0] / best[1]:.2f} times the time of the formula"
+    return f"{name}: {best[0] / best[1]:.2f} times the time"
+
+
+def fused_is_slower(heads, size, queries, keys, causal):
+    asked = ["--shape", f"{heads},{size},{queries},{keys}"] + ["--causal"] * causal
+    return slower(f"attention {' '.join(asked)} against the formula", GRID_SLACK, ["attention", *asked], ["unfused", *asked])
+
+
+def small_is_slower(op, shape):
+    asked = [op, "--shape", shape, "--threads"]
+    return slower(f"{op} {shape} on two threads against one", SMALL_SLACK, [*asked, "2"], [*asked, "1"])
+
+
+def loop_is_slower(loop, op, shape):
+    asked = [op, "--shape", shape, "--threads", "2"]
+    return slower(f"{op} {shape} by {loop} against our own threads", LOOP_SLACK, [*asked, "--parallel-for", loop], asked)
+
+
+def gains_too_little(op, shape, options):
+    best = 0.0
+    for _ in range(TRIES):
+        one, two = (share(op, shape, f"{options} --threads {n}", "")[0] for n in (1, 2))
+        best = max(best, two / one if one else 0.0)
+        if best >= GAIN * GAIN_SLACK:
+            return ""
+    return f"{op} {shape} {options}: a second thread brings {best:.2f} of what the resource gains"
+
+
+def hands_over_slowly():
+    best = float("inf")
+    for _ in range(TRIES):
+        done = subprocess.run(["build/bench", "handoff", "--threads", "2", "--json"], stdout=subprocess.PIPE)
+        best = min(best, json.loads(done.stdout)["ms"])
+        if best < HANDOFF_MS:
+            return ""
+    return f"a job to a spinning thread and back: {1e3 * best:.2f} us"
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--fused", action="store_true")
+    parser.add_argument("--threads", action="store_true")
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else []
@@ -130,10 +186,20 @@ def main():
     supported = {isa for isa in ("scalar", "neon", "avx2", "avx512")
                  if subprocess.run(["build/bench", "create", "--isa", isa, "--runs", "1"], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL).returncode == 0}
-    cases = [] if arguments.fused else [(too_slow, (op, shape, options, isa, floor * SLACK)) for op, shape, options, floors in FLOORS
-             for isa, floor in floors.items() if not wanted or op in wanted]
-    grid = [case for case in GRID if case[1] == 64] if arguments.fused else GRID
-    cases += [(fused_is_slower, case) for case in grid if not wanted or "unfused" in wanted]
+    if arguments.threads:
+        loops = ["pthreads"] + ["openmp"] * (subprocess.run(["build/bench", "create", "--runs", "1", "--parallel-for", "openmp"],
+                                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0)
+        cases = [(hands_over_slowly, ())] + [(small_is_slower, case) for case in SMALL] + [(gains_too_little, case) for case in GAINS]
+        cases += [(loop_is_slower, (loop, *case)) for loop in loops for case in LOOPS]
+        cases = [case for case in cases if not wanted or case[0].__name__ in wanted]
+        if len(os.sched_getaffinity(0)) < 2:
+            print(f"check-threads: 0 passed, 0 failed, {len(cases)} skipped")
+            return
+    else:
+        grid = [case for case in GRID if case[1] == 64] if arguments.fused else GRID
+        cases = [] if arguments.fused else [(too_slow, (op, shape, options, isa, floor * SLACK)) for op, shape, options, floors in FLOORS
+                 for isa, floor in floors.items() if not wanted or op in wanted]
+        cases += [(fused_is_slower, case) for case in grid if not wanted or "unfused" in wanted]
     skipped = sum(function is too_slow and case[3] not in supported for function, case in cases)
     cases = [(function, case) for function, case in cases if function is not too_slow or case[3] in supported]
     failed = [(function, case) for function, case in cases if function(*case)]
@@ -141,7 +207,8 @@ def main():
     passed = len(cases) - len(failures)
     for wrong in failures:
         print("  FAIL " + wrong)
-    print(f"check-{'fused' if arguments.fused else 'speed'}: {passed} passed, {len(failures)} failed, {skipped} skipped  ({time.time() - begin:.0f} s)")
+    name = "fused" if arguments.fused else "threads" if arguments.threads else "speed"
+    print(f"check-{name}: {passed} passed, {len(failures)} failed, {skipped} skipped  ({time.time() - begin:.0f} s)")
     sys.exit(1 if failures else 0)
 
 

@@ -10,7 +10,7 @@ BENCH = "build/bench"
 report = Report("check-bench", jobs=1)  # measurements do not like company
 SHAPES = {"matmul": "64,64,64", "linear": "32,64,48", "attention": "4,32,64,64", "unfused": "4,32,64,64", "decode": "4,32,96",
           "rotary": "4,32,16", "embedding": "100,64,32", "encoder": "1,16,64,4,128,2", "decoder_step": "64,4,128,2,100,16",
-          "prompt": "64,4,128,2,100,16", "create": "1", "pack": "40,72", "open_mapped": "2", "open_packed": "2"}
+          "prompt": "64,4,128,2,100,16", "create": "1", "handoff": "1", "pack": "40,72", "open_mapped": "2", "open_packed": "2"}
 ROWS = "64,200"  # every other op works on rows
 FIELDS = {"op", "shape", "isa", "threads", "dtype", "ms", "peak_share", "bound", "memory_bytes"}
 BOUNDS = {"fma", "read", "copy", "none"}
@@ -58,7 +58,8 @@ for name, op, *options in (("causal attention", "attention", "--causal"), ("grou
                            ("window", "attention", "--window", "8", "--batch", "2"), ("more heads", "attention", "--heads", "8"),
                            ("causal formula", "unfused", "--causal"), ("grouped decoding", "decode", "--kv-heads", "2", "--dtype", "f16"),
                            ("cold operands", "matmul", "--cold", "--transpose"), ("llama", "decoder_step", "--model", "llama", "--kv-heads", "2"),
-                           ("bf16 weights", "linear", "--dtype", "bf16"), ("all threads", "matmul", "--threads", "0")):
+                           ("bf16 weights", "linear", "--dtype", "bf16"), ("all threads", "matmul", "--threads", "0"),
+                           ("threads of the user's", "matmul", "--threads", "2", "--parallel-for", "pthreads")):
     report.attempt(name, measure, op, BEST, *options)
 for mask in ("bool", "bias", "lengths", "segments", "prefix"):
     report.attempt(f"mask {mask}", measure, "attention", BEST, "--mask", mask)
@@ -68,5 +69,6 @@ report.attempt("unknown op", refuses, "doesnotexist")
 report.attempt("bad shape", refuses, "matmul", "--shape", "1,x,3")
 report.attempt("missing size", refuses, "matmul", "--shape", "1,3")
 report.attempt("unknown mask", refuses, "attention", "--mask", "doesnotexist")
+report.attempt("unknown threads", refuses, "matmul", "--parallel-for", "doesnotexist")
 report.attempt("heads of what has none", refuses, "softmax", "--heads", "2")
 report.finish()
