@@ -8,7 +8,7 @@
  *   fma   where an op's multiplications, comparisons and divisions, which all go to the FMA units, take longer than that:
  *         counted from its kernel, see `slots` in the table below.
  * What fits into L2 shows at a shape like 64,768, memory with --cold.
- * Times are medians, peaks the largest seen. A share of the FMA peak above 1.02 means a broken measurement and fails.
+ * Times, peaks and shares are medians. A share of the FMA peak above 1.02 means a broken measurement and fails.
  * `build/bench` alone lists the ops and options. --serve is for comparisons: see bench/peers.py.
  *
  * cc -O2 -I. bench/bench.c -o bench -lm      (the Makefile builds it to build/bench) */
@@ -600,12 +600,12 @@ static int64_t calls_of(double once, double seconds) {
     return once > seconds ? 1 : (int64_t)(seconds / (once > 1e-8 ? once : 1e-8)) + 1;
 }
 
-/* What one op reached: the median of its time, and the largest peaks seen, so that an op which ran between two disturbed
- * peak loops does not look better than the machine is. */
+/* What one op reached: medians over the rounds, and of the share that each round found: peaks and op in turns see the same
+ * neighbours. */
 typedef struct bench_result { double seconds, fma, bandwidth, share; const char *bound; } bench_result;
 
 static int measure(bench_run *r, bench_result *out) {
-    static double seconds[MAX_RUNS];
+    static double seconds[MAX_RUNS], fma[MAX_RUNS], bandwidth[MAX_RUNS], share[MAX_RUNS];
     const char *isa = tfm_isa_name(r->c);
     int threads = tfm_threads(r->c), runs = r->set.runs;
     double once = time_calls(r, 1), fma_time, memory_time;
@@ -613,24 +613,26 @@ static int measure(bench_run *r, bench_result *out) {
     peak_memory memory;
     memset(out, 0, sizeof *out);
     if (once < 0 || peak_memory_open(&memory, (int64_t)(r->bytes * (double)r->buffers), threads)) return 1;
-    for (int i = 0; i < runs; i++) { /* peaks and op in turns, so that all see the same neighbours */
-        double fma = r->flops > 0 ? peak_flops(isa, threads, 0.02) : 0;
-        double bandwidth = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
-                         : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
-        if (fma > out->fma) out->fma = fma;
-        if (bandwidth > out->bandwidth) out->bandwidth = bandwidth;
+    for (int i = 0; i < runs; i++) {
+        fma[i] = r->flops > 0 ? peak_flops(isa, threads, 0.02) : 0;
+        bandwidth[i] = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
+                     : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
         if (r->buffers == 1) time_calls(r, 1);              /* warm again: the peaks have had the caches */
         seconds[i] = time_calls(r, calls);
         if (seconds[i] < 0) break;
+        fma_time = fma[i] > 0 ? r->flops / fma[i] : 0;
+        memory_time = bandwidth[i] > 0 ? r->bytes / bandwidth[i] : 0;
+        share[i] = (memory_time > fma_time ? memory_time : fma_time) / seconds[i];
     }
     peak_memory_close(&memory);
     if (*tfm_error(r->c)) return 1;
     out->seconds = median(seconds, runs);
-    fma_time = out->fma > 0 ? r->flops / out->fma : 0;
-    memory_time = out->bandwidth > 0 ? r->bytes / out->bandwidth : 0;
-    out->bound = r->op->bound == BOUND_NONE ? "none" : fma_time > memory_time ? "fma"
+    out->fma = median(fma, runs);
+    out->bandwidth = median(bandwidth, runs);
+    out->share = median(share, runs);
+    out->bound = r->op->bound == BOUND_NONE ? "none"
+               : out->fma > 0 && (out->bandwidth <= 0 || r->flops / out->fma > r->bytes / out->bandwidth) ? "fma"
                : r->op->bound == BOUND_COPY ? "copy" : "read";
-    out->share = (memory_time > fma_time ? memory_time : fma_time) / out->seconds;
     return 0;
 }
 
