@@ -1460,6 +1460,8 @@ TFM__STRICT_FP_BEGIN
  * same. */
 #if TFM__LINUX && !defined(CPU_SETSIZE)
 extern int sched_getaffinity(pid_t process, size_t size, void *set);
+extern int sched_setaffinity(pid_t process, size_t size, const void *set);
+extern int sched_getcpu(void);
 #define TFM__CPU_SET void
 #elif TFM__LINUX
 #define TFM__CPU_SET cpu_set_t
@@ -6224,6 +6226,7 @@ typedef struct tfm__bed {     /* where one thread sleeps */
 typedef struct tfm__worker {
     tfm__pool *pool;
     int slot;
+    double aside;             /* when it last stepped aside */
     tfm__thread thread;
     tfm__bed bed;
 } tfm__worker;
@@ -6240,6 +6243,7 @@ struct tfm__pool {
     char apart2[64];
     double spin;              /* seconds */
     int workers;
+    int64_t cpu, crowded;     /* atomic: where the caller started the job; a worker has found itself there too */
     tfm__bed bed;             /* the caller's */
     tfm__worker *worker;
 #endif
@@ -6279,11 +6283,45 @@ static int tfm__gate_calls(const tfm__worker *w, int64_t word, int64_t seen) {
     return (word & TFM__GATE_OPEN) && TFM__GATE_JOB(word) != seen && w->slot < TFM__GATE_SLOTS(word);
 }
 
-static void tfm__bed_leave(tfm__bed *b) {
-    if (!tfm__atomic_load(&b->asleep)) return;
+/* 1: somebody slept there and is woken. */
+static int tfm__bed_leave(tfm__bed *b) {
+    if (!tfm__atomic_load(&b->asleep)) return 0;
     tfm__lock(&b->mutex);
     tfm__wake(&b->cond);
     tfm__unlock(&b->mutex);
+    return 1;
+}
+
+/* Linux often puts a thread that is woken on the processor of the one that woke it, and leaves it there: for 10 ms and
+ * more both share one while others are idle. A worker that finds itself there goes elsewhere: the processors that it
+ * may run on are narrowed for a moment and widened again. */
+static int64_t tfm__cpu_here(void) {
+#if TFM__LINUX
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+static void tfm__step_aside(tfm__worker *w) {
+#if TFM__LINUX
+    const int64_t cpu = tfm__cpu_here();
+    uint64_t all[TFM__CPUS / 64], others[TFM__CPUS / 64];
+    double now;
+    if (cpu < 0 || cpu >= TFM__CPUS || cpu != tfm__atomic_load(&w->pool->cpu)) return;
+    now = tfm__now();
+    if (now - w->aside < 2e-4) return; /* there is no room elsewhere, or the caller has moved */
+    w->aside = now;
+    memset(all, 0, sizeof all);
+    if (sched_getaffinity(0, sizeof all, (TFM__CPU_SET *)(void *)all) < 0) return;
+    memcpy(others, all, sizeof all);
+    others[cpu / 64] &= ~((uint64_t)1 << (cpu % 64));
+    if (sched_setaffinity(0, sizeof others, (TFM__CPU_SET *)(void *)others) < 0) return; /* none is left */
+    (void)sched_setaffinity(0, sizeof all, (TFM__CPU_SET *)(void *)all);
+    tfm__atomic_store(&w->pool->crowded, 1);
+#else
+    (void)w;
+#endif
 }
 
 /* Returns when the gate calls this worker (1) or the pool ends (0). Spins first, then sleeps; who wakes up too late
@@ -6317,10 +6355,20 @@ static void tfm__worker_run(tfm__worker *w) {
         int64_t word = tfm__atomic_load(&p->gate);
         if (!tfm__gate_calls(w, word, seen) || !tfm__atomic_cas(&p->gate, word, word + 1)) continue;
         seen = TFM__GATE_JOB(word);
+        tfm__step_aside(w);
         tfm__job_join(&p->job, w->slot);
         word = tfm__atomic_add(&p->gate, -1);
-        if (!(word & TFM__GATE_OPEN) && TFM__GATE_INSIDE(word) == 1) tfm__bed_leave(&p->bed);
+        if (!(word & TFM__GATE_OPEN) && TFM__GATE_INSIDE(word) == 1) (void)tfm__bed_leave(&p->bed);
     }
+}
+
+/* Where workers have been put on the caller's processor before, one that is woken now gets it first, to leave it. */
+static void tfm__give_way(tfm__pool *p, int woken) {
+#if TFM__LINUX
+    if (woken && tfm__atomic_load(&p->crowded)) (void)sched_yield();
+#else
+    (void)p, (void)woken;
+#endif
 }
 
 /* Spreads p->job over `slots` slots, the caller being slot 0. */
@@ -6328,9 +6376,11 @@ static void tfm__pool_run(tfm__pool *p, int slots) {
     const int64_t closed = tfm__atomic_load(&p->gate);
     int64_t word = TFM__GATE_WORD(TFM__GATE_JOB(closed) + 1, slots);
     double end;
-    int i;
+    int i, woken = 0;
+    tfm__atomic_store(&p->cpu, tfm__cpu_here());
     tfm__atomic_add(&p->gate, word - closed);
-    for (i = 0; i < slots - 1; i++) tfm__bed_leave(&p->worker[i].bed);
+    for (i = 0; i < slots - 1; i++) woken |= tfm__bed_leave(&p->worker[i].bed);
+    tfm__give_way(p, woken);
     tfm__job_work(&p->job, 0);
     do word = tfm__atomic_load(&p->gate);
     while (!tfm__atomic_cas(&p->gate, word, word & ~TFM__GATE_OPEN));

@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 
 FOLDER, PYTHON = "build/peers", os.environ.get("PEER_PYTHON", "/usr/bin/python3")
 PROGRAMS = {  # name: (command, the file that must be there)
@@ -99,6 +100,8 @@ def compare(row, names, arguments):
     ready = [p for p in programs if p.ready()]  # one that has no such op ends instead
     for _ in range(arguments.rounds if len(ready) > 1 else 3):
         for p in ready:
+            if arguments.threads > 1:
+                time.sleep(0.3)  # OpenMP's workers spin for 0.2 s after a job: on the cores of the next program
             p.run()
     for p in programs:
         p.close()

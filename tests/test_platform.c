@@ -10,6 +10,7 @@
 #include "test.h"
 
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/stat.h>
 #endif
 
@@ -306,6 +307,40 @@ Test(threads_inside, the_default_is_at_least_one_and_at_most_what_may_run) {
 }
 
 #if defined(__linux__)
+/* A worker on the caller's processor leaves it, and may afterwards run where it might before. */
+Test(threads_inside, a_worker_steps_aside) {
+    cpu_set_t before, now, one;
+    tfm__pool p;
+    tfm__worker w;
+    const int cpu = sched_getcpu();
+    int tries;
+    memset(&p, 0, sizeof p);
+    memset(&w, 0, sizeof w);
+    w.pool = &p;
+    cr_assert(cpu >= 0 && sched_getaffinity(0, sizeof before, &before) == 0);
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    cr_assert_eq(sched_setaffinity(0, sizeof one, &one), 0);
+    p.cpu = cpu;
+    w.aside = 0;
+    tfm__step_aside(&w); /* nowhere to go */
+    cr_assert_eq(p.crowded, 0);
+    cr_assert(sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &one));
+    cr_assert_eq(sched_setaffinity(0, sizeof before, &before), 0);
+    if (CPU_COUNT(&before) < 2) cr_skip_test("one processor");
+    p.cpu = -1; /* the caller is elsewhere */
+    w.aside = 0;
+    tfm__step_aside(&w);
+    cr_assert(p.crowded == 0 && w.aside == 0);
+    for (tries = 0; tries < 100 && !p.crowded; tries++) { /* the system may move us in between */
+        p.cpu = sched_getcpu();
+        w.aside = 0;
+        tfm__step_aside(&w);
+    }
+    cr_assert_eq(p.crowded, 1);
+    cr_assert(sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &before));
+}
+
 static void write_text(const char *directory, const char *name, const char *text) {
     char path[600];
     FILE *f;
