@@ -10759,7 +10759,8 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 #define TFM__PACK_COLS 128    /* ... if as many columns share the packing */
 
 /* Rows of a plain B that few rows of A take at a time. Each lies on a page of its own: so few are read side by side,
- * from the first column to the last (1 x 4096 x 4096: 1.5 times faster than 128 rows at once). */
+ * from the first column to the last (1 x 4096 x 4096: 1.5 times faster than 128 rows at once). For more rows of A it
+ * counts that C is visited less often. */
 #define TFM__PLAIN_DEPTH 8
 
 /* Longer rows of a plain B are packed where more strips of A than this share the packing: read as they lie, a page
@@ -10874,7 +10875,7 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     /* one strip of A: nothing of B is kept in a cache for the next */
     const int whole = packs_a == TFM__A_AS_IT_LIES && in_place && r1 - r0 <= k->tile_rows;
     const int64_t most_k = !whole ? tfm__product_depth(k, p, r1 - r0) : p->b_panels ? tfm__max64(p->depth, 1)
-        : TFM__PLAIN_DEPTH;
+        : r1 - r0 <= 4 ? TFM__PLAIN_DEPTH : 4 * (r1 - r0);
     const int64_t blocks = tfm__max64(tfm__ceil_div(p->depth, most_k), 1);
     const int64_t block_k = tfm__round_up(tfm__ceil_div(p->depth, blocks), 2); /* pairs are not cut */
     tfm__gemm g;
