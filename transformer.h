@@ -255,7 +255,8 @@ enum { TFM_LOG_DEBUG = 0, TFM_LOG_INFO = 1, TFM_LOG_WARNING = 2, TFM_LOG_ERROR =
 
 /* Options of a context. All zero = every default. */
 typedef struct tfm_options {
-    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone. Each takes 1 MiB of scratch */
+    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone. Each takes 1 MiB of scratch. They
+     * are not pinned; on Linux one that the system runs on the caller's processor moves to another */
     int threads;
     /* NULL: environment TFM_ISA, else the best; "scalar", "neon", "avx2", "avx512": only lowers */
     const char *isa;
@@ -2819,7 +2820,7 @@ typedef struct tfm__gemm {
     const void *next;          /* what is read after this, in one piece, or NULL: few rows fetch it into L2 */
     const void *ahead;         /* rows of a plain B that are packed after this, or NULL: many rows fetch them into L2 */
     int64_t ahead_row, ahead_cols; /* bytes between those rows, and bytes of each */
-    int near;                  /* 1: B lies in a cache, though not in L2: few rows fetch it into L1 */
+    int cached;                /* 1: B lies in a cache, though not in L2: few rows fetch it into L1 */
 } tfm__gemm;
 
 /* Row operations. Forward ops of one argument; p0, p1 are the op's parameters. */
@@ -5189,7 +5190,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
         tile->ahead = (const char *)g->b + (col / TFM__PANEL + panels + done * panels / tiles) * g->b_panel * size;
         tile->ahead += done * panels % tiles * TFM__PANEL * size * g->depth / tiles;
         tile->ahead_row = tfm__ceil_div(bytes, tiles);
-    } else if (g->near) {
+    } else if (g->cached) {
         tile->ahead_row = TFM__AHEAD_NEAR;
     } else if (g->strips) {
         tile->ahead += (i + 1 < count ? g->a_row : (1 - count) * g->a_row) * (int64_t)sizeof(float);
@@ -10730,7 +10731,7 @@ typedef struct tfm__product {
     int64_t a_row, a_col;        /* element (r, k) at a[r * a_row + k * a_col] */
     int64_t strips;              /* but if this is not 0, a is so many f32 strips of the kernel's, whole in depth */
     int pairs;                   /* 1: by BF16 dot products; b is panels of bf16, depth even */
-    int near;                    /* 1: b was read lately */
+    int cached;                  /* 1: b was read lately */
     const void *b;
     int b_dtype, b_panels;       /* b_panels 1: [ceil(cols / 16)][depth][16] */
     int64_t b_row, b_col;        /* else element (k, j) at b[k * b_row + j * b_col] */
@@ -10884,7 +10885,7 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     g.rows = r1 - r0;
     g.c_row = c_row;
     g.activation = p->activation;
-    g.near = p->near;
+    g.cached = p->cached;
     do {
         const int64_t depth = tfm__min64(block_k, p->depth - k0);
         g.depth = depth;
@@ -11067,16 +11068,16 @@ static void tfm__product_compute(tfm_ctx *c, const tfm__product *p, int64_t team
  * prefetches depend on the answer (1 x 768 x 3072: 0.75 of that cache's bandwidth by the far ones, 0.95 by these, which
  * cost a tenth of the memory's). */
 #define TFM__NEAR_READ (16 << 20) /* bytes */
-static int tfm__product_near(tfm_ctx *c, const tfm__product *p) {
+static int tfm__product_cached(tfm_ctx *c, const tfm__product *p) {
     const int slot = (int)((uint64_t)(uintptr_t)p->b * 0x9e3779b97f4a7c15u >> 57);
     const int64_t before = c->reads.bytes;
-    int near;
+    int cached;
     if (!p->b_panels) return 0;
     c->reads.bytes += p->cols * p->depth * tfm_dtype_size(p->b_dtype);
-    near = c->reads.from[slot] == p->b && before - c->reads.at[slot] <= TFM__NEAR_READ;
+    cached = p->rows < 4 && c->reads.from[slot] == p->b && before - c->reads.at[slot] <= TFM__NEAR_READ;
     c->reads.from[slot] = p->b;
     c->reads.at[slot] = before;
-    return near;
+    return cached;
 }
 
 /* Products of the same shape over batch dims; a single one is a batch without dims. */
@@ -11118,7 +11119,7 @@ static int tfm__batch_run(tfm__op *o, tfm__batch *b) {
     tfm__cursor at;
     int64_t i;
     b->p.pairs = pairs;
-    b->p.near = o->run && count == 1 && tfm__product_near(o->c, &b->p);
+    b->p.cached = o->run && count == 1 && tfm__product_cached(o->c, &b->p);
     team = alone ? 0 : tfm__product_team(o->c, &b->p);
     o->flops = 2.0 * (double)b->p.rows * (double)b->p.cols * (double)b->p.depth * (double)count;
     if (team && !(strips = (float *)tfm__temporary(o, team * b->p.depth * (int64_t)sizeof(float)))) return 0;

@@ -434,8 +434,9 @@ static tfm_tensor *call_pack(bench_run *r, int64_t set) {
     return r->operand[set][1];
 }
 
-/* A file of `MB` in matrices of 1 MiB (512 x 512 f32), opened, then used as it lies or packed. */
-#define OPEN_SIDE 512
+/* A file of about `MB` in matrices of 16 MiB (2048 x 2048 f32), opened, then used as it lies or packed. */
+#define OPEN_SIDE 2048
+static int64_t open_count(const bench_run *r) { return (r->shape[0] + 15) / 16; }
 static int prepare_open(bench_run *r, int64_t set) {
     int file;
     tfm_params *p;
@@ -443,7 +444,7 @@ static int prepare_open(bench_run *r, int64_t set) {
     snprintf(r->path, sizeof r->path, "/tmp/bench-XXXXXX");
     file = mkstemp(r->path);
     if (file < 0 || close(file) || !(p = tfm_params_create(r->c))) return 1;
-    for (int64_t i = 0; i < r->shape[0]; i++) {
+    for (int64_t i = 0; i < open_count(r); i++) {
         char name[32];
         snprintf(name, sizeof name, "linear%d.weight", (int)i);
         if (!tfm_params_add(r->c, p, name, TFM_F32, TFM_SHAPE(OPEN_SIDE, OPEN_SIDE))) break;
@@ -451,7 +452,7 @@ static int prepare_open(bench_run *r, int64_t set) {
     if (!*tfm_error(r->c) && tfm_params_save(r->c, p, r->path)) file = -1;
     tfm_params_destroy(p);
     r->operand[set][0] = tfm_ones(r->c, TFM_SHAPE(1));
-    r->bytes = 2.0 * (double)r->shape[0] * (1 << 20);
+    r->bytes = 2.0 * 4.0 * (double)(open_count(r) * OPEN_SIDE * OPEN_SIDE);
     return file < 0 || *tfm_error(r->c);
 }
 static tfm_tensor *open_file(bench_run *r, int packed) {
@@ -461,7 +462,7 @@ static tfm_tensor *open_file(bench_run *r, int packed) {
     memset(&options, 0, sizeof options);
     options.plain = 1;
     failed = !p || tfm_params_load(r->c, p, r->path, &options);
-    for (int64_t i = 0; packed && !failed && i < r->shape[0]; i++) {
+    for (int64_t i = 0; packed && !failed && i < open_count(r); i++) {
         char name[32];
         tfm_linear_layer layer;
         snprintf(name, sizeof name, "linear%d", (int)i);
