@@ -2943,9 +2943,9 @@ typedef struct tfm__tile {
     int64_t c_row;
     int accumulate;
     const char *ahead;         /* what is fetched into L2 meanwhile: ahead_row bytes a step, or that far apart; */
-    int64_t ahead_row;         /* 0: nothing; TFM__AHEAD_NEAR: nothing, and B lies in a cache */
+    int64_t ahead_row;         /* 0: nothing; TFM__AHEAD_CACHED: nothing, and B lies in a cache */
 } tfm__tile;
-#define TFM__AHEAD_NEAR (-1)
+#define TFM__AHEAD_CACHED (-1)
 
 /* Where strip i begins when `count` of them share `rows` rows evenly: the first rows % count have one more. */
 TFM__UNUSED static int64_t tfm__strip_begin(int64_t rows, int64_t count, int64_t i) {
@@ -4892,7 +4892,7 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__COL_LOAD(R, load) load
 #define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
 /* Few rows wait for B's bytes. What comes 4 to 8 KB later, counted over all panels, is fetched into L2: less where the
- * bytes bind (1 x 4096 x 4096, cold: 0.95 of the read bandwidth; 16 KB 0.8, into L1 0.8), more where a step takes
+ * bytes bind (1 x 4096 x 4096, cold: 0.92 of the read bandwidth; 16 KB 0.8, into L1 0.8), more where a step takes
  * long; or what gemm_ahead says: a decoder's keys and values come in pieces too short for the hardware to see where
  * they go on (0.5 without, 0.9 with). Both at once are slower. */
 #define TFM__NEAR_BYTES(R, V, type) \
@@ -4904,12 +4904,12 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
     if ((V) * TFM__W > 16) { TFM__NEAR(R, V, type, 1) } \
     if ((V) * TFM__W > 32) { TFM__NEAR(R, V, type, 2) } \
     if ((V) * TFM__W > 48) { TFM__NEAR(R, V, type, 3) }
-#define TFM__CLOSE(V, i) v_prefetch((const char *)(b[i] + k) + 256);
-#define TFM__FETCH_CLOSE(R, V, type) \
-    TFM__CLOSE(V, 0) \
-    if ((V) * TFM__W > 16) { TFM__CLOSE(V, 1) } \
-    if ((V) * TFM__W > 32) { TFM__CLOSE(V, 2) } \
-    if ((V) * TFM__W > 48) { TFM__CLOSE(V, 3) }
+#define TFM__NEXT_LINE(i) v_prefetch((const char *)(b[i] + k) + 256);
+#define TFM__FETCH_CACHED(R, V, type) \
+    TFM__NEXT_LINE(0) \
+    if ((V) * TFM__W > 16) { TFM__NEXT_LINE(1) } \
+    if ((V) * TFM__W > 32) { TFM__NEXT_LINE(2) } \
+    if ((V) * TFM__W > 48) { TFM__NEXT_LINE(3) }
 #define TFM__FETCH_LINE(R, V, type) \
     v_prefetch_l2(ahead); \
     ahead += ahead_row;
@@ -4932,8 +4932,8 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
     if (ahead_row > 0) { \
         TFM__LOOP(R, V, body, type, load, LINES) \
     } \
-    if (sizeof(type) == 4 && (R) < 4 && ahead_row == TFM__AHEAD_NEAR) { \
-        TFM__LOOP(R, V, body, type, load, CLOSE) \
+    if (sizeof(type) == 4 && (R) < 4 && ahead_row == TFM__AHEAD_CACHED) { \
+        TFM__LOOP(R, V, body, type, load, CACHED) \
     } \
     TFM__LOOP(R, V, body, type, load, NEAR)
 /* Many rows, AVX-512: the last three steps go row by row, each row stored when it is done. 24 stores of 512 bits in one
@@ -5191,7 +5191,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
         tile->ahead += done * panels % tiles * TFM__PANEL * size * g->depth / tiles;
         tile->ahead_row = tfm__ceil_div(bytes, tiles);
     } else if (g->cached) {
-        tile->ahead_row = TFM__AHEAD_NEAR;
+        tile->ahead_row = TFM__AHEAD_CACHED;
     } else if (g->strips) {
         tile->ahead += (i + 1 < count ? g->a_row : (1 - count) * g->a_row) * (int64_t)sizeof(float);
         tile->ahead_row = TFM__TILE_ROWS * (int64_t)sizeof(float);
@@ -5199,7 +5199,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
 }
 
 /* Strips of even heights take a group of columns one after the other. A tall tile's rows become two strips where B
- * comes from far, since only lower tiles fetch ahead (12 x 4096 x 4096: 0.66 of the peak as one strip, 0.9 as two). */
+ * comes from far, since only lower tiles fetch ahead (12 x 4096 x 4096: 0.66 of the peak as one strip, 0.88 as two). */
 static void TFM__FN(gemm)(const tfm__gemm *g) {
     const int64_t *const widths = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS], size = TFM__B_SIZE(g);
     int64_t r, i, j, count, low, high, width, tiles, placed = -1, line = 0;
@@ -6293,9 +6293,7 @@ static int tfm__bed_leave(tfm__bed *b) {
     return 1;
 }
 
-/* Linux often puts a thread that is woken on the processor of the one that woke it, and leaves it there: for 10 ms and
- * more both share one while others are idle. A worker that finds itself there goes elsewhere: the processors that it
- * may run on are narrowed for a moment and widened again. */
+/* The processor that runs this thread now; -1: not known. */
 static int64_t tfm__cpu_here(void) {
 #if TFM__LINUX
     return sched_getcpu();
@@ -6304,6 +6302,9 @@ static int64_t tfm__cpu_here(void) {
 #endif
 }
 
+/* Linux often puts a thread that is woken on the processor of the one that woke it, and leaves it there: for 10 ms and
+ * more both share one while others are idle. A worker that finds itself there goes elsewhere: the processors that it
+ * may run on are narrowed for a moment and widened again. */
 static void tfm__step_aside(tfm__worker *w) {
 #if TFM__LINUX
     const int64_t cpu = tfm__cpu_here();
@@ -11065,16 +11066,16 @@ static void tfm__product_compute(tfm_ctx *c, const tfm__product *p, int64_t team
 }
 
 /* 1: few rows of f32 whose weight was read so short a time ago that it may still lie in a last-level cache. Only
- * prefetches depend on the answer (1 x 768 x 3072: 0.75 of that cache's bandwidth by the far ones, 0.95 by these, which
+ * prefetches depend on the answer (1 x 768 x 3072: 0.75 of that cache's bandwidth by the far ones, 0.92 by these, which
  * cost a tenth of the memory's). */
-#define TFM__NEAR_READ (16 << 20) /* bytes */
+#define TFM__CACHED_BYTES (16 << 20)
 static int tfm__product_cached(tfm_ctx *c, const tfm__product *p) {
     const int slot = (int)((uint64_t)(uintptr_t)p->b * 0x9e3779b97f4a7c15u >> 57);
     const int64_t before = c->reads.bytes;
     int cached;
     if (!p->b_panels) return 0;
     c->reads.bytes += p->cols * p->depth * tfm_dtype_size(p->b_dtype);
-    cached = p->rows < 4 && c->reads.from[slot] == p->b && before - c->reads.at[slot] <= TFM__NEAR_READ;
+    cached = p->rows < 4 && c->reads.from[slot] == p->b && before - c->reads.at[slot] <= TFM__CACHED_BYTES;
     c->reads.from[slot] = p->b;
     c->reads.at[slot] = before;
     return cached;
@@ -20259,7 +20260,7 @@ TFM__STRICT_FP_END
 #undef TFM__ACTIVATION_LOOP
 #undef TFM__ACTIVATION_UNARY
 #undef TFM__ADD1
-#undef TFM__AHEAD_NEAR
+#undef TFM__AHEAD_CACHED
 #undef TFM__ALIGN
 #undef TFM__ALWAYS_INLINE
 #undef TFM__AND1
@@ -20288,6 +20289,7 @@ TFM__STRICT_FP_END
 #undef TFM__BODY_COLS
 #undef TFM__BODY_ROWS
 #undef TFM__B_LOAD
+#undef TFM__CACHED_BYTES
 #undef TFM__CACHE_FIELDS
 #undef TFM__CACHE_VERSION
 #undef TFM__CAST_CHUNK
@@ -20296,7 +20298,6 @@ TFM__STRICT_FP_END
 #undef TFM__CHUNKS
 #undef TFM__CHUNK_BYTES
 #undef TFM__CLOCK_GETTIME
-#undef TFM__CLOSE
 #undef TFM__COLS1
 #undef TFM__COLS2
 #undef TFM__COLS4
@@ -20330,7 +20331,7 @@ TFM__STRICT_FP_END
 #undef TFM__EDGE_WHOLE
 #undef TFM__EQ1
 #undef TFM__FD
-#undef TFM__FETCH_CLOSE
+#undef TFM__FETCH_CACHED
 #undef TFM__FETCH_LINE
 #undef TFM__FETCH_LINES
 #undef TFM__FETCH_NEAR
@@ -20397,9 +20398,9 @@ TFM__STRICT_FP_END
 #undef TFM__NAN1
 #undef TFM__NEAR
 #undef TFM__NEAR_BYTES
-#undef TFM__NEAR_READ
 #undef TFM__NEGATIVE1
 #undef TFM__NEON
+#undef TFM__NEXT_LINE
 #undef TFM__NOINLINE
 #undef TFM__NORM_NEAR
 #undef TFM__NORM_ROWS
