@@ -6,7 +6,7 @@
 
 #include "kernel_helpers.h"
 
-enum { PANEL = 16, BLOCK = 128, ROWS = 48 }; /* of chapter 4 */
+enum { PANEL = 16, KEY_PANEL = 64, BLOCK = 128, ROWS = 48 }; /* of chapter 4 */
 
 /* -- one tile ------------------------------------------------------------------------------------------------------ */
 
@@ -20,22 +20,21 @@ typedef struct tile {
 enum { Q, K, V, SCORES, OUT, MAX, SUM, MASK, BUFFERS }; /* the rooms of a tile; a second one has the next BUFFERS */
 
 static int64_t key_at(const tile *a, int64_t key, int64_t i) {
-    return key / PANEL * a->t.k_panel + i * PANEL + key % PANEL;
+    return (key / KEY_PANEL * a->t.key_size + i) * KEY_PANEL + key % KEY_PANEL;
 }
 
 /* Memory of a tile of this shape; scores and outputs filled with NaN. */
 static tile tile_memory(int first, int64_t rows, int64_t keys, int64_t key_size, int64_t value_size, int k_dtype,
                         int v_dtype, int gap) {
-    const int64_t panels = (keys + PANEL - 1) / PANEL;
+    const int64_t panels = (keys + KEY_PANEL - 1) / KEY_PANEL;
     tile a;
     memset(&a, 0, sizeof a);
     a.gap = gap;
     a.t.rows = rows, a.t.keys = keys, a.t.key_size = key_size, a.t.value_size = value_size;
     a.t.k_dtype = k_dtype, a.t.v_dtype = v_dtype;
-    a.t.q_row = key_size + gap, a.t.k_panel = PANEL * key_size + gap, a.t.v_row = value_size + gap,
-    a.t.out_row = value_size + gap;
+    a.t.q_row = key_size + gap, a.t.v_row = value_size + gap, a.t.out_row = value_size + gap;
     a.t.q = floats(first + Q, rows ? (rows - 1) * a.t.q_row + key_size : 0);
-    a.t.k = room(first + K, panels ? ((panels - 1) * a.t.k_panel + PANEL * key_size) * float_size(k_dtype) : 0);
+    a.t.k = room(first + K, panels * KEY_PANEL * key_size * float_size(k_dtype));
     a.t.v = room(first + V, keys ? ((keys - 1) * a.t.v_row + value_size) * float_size(v_dtype) : 0);
     a.t.scores = floats(first + SCORES, rows * BLOCK);
     a.t.out = floats(first + OUT, rows ? (rows - 1) * a.t.out_row + value_size : 0);
@@ -55,8 +54,8 @@ static void set_value(tile *a, int64_t key, int64_t i, float x) {
     set_element((void *)(uintptr_t)a->t.v, a->t.v_dtype, key * a->t.v_row + i, x);
 }
 
-/* Normal deviates, the last panel's columns past `keys` too (a cache may hold anything finite there); NaN in the
- * gaps. */
+/* Normal deviates, also up to 15 keys past the last (a cache may hold anything finite there); NaN in the rest of the
+ * panel and in the gaps. */
 static tile make_tile(int64_t rows, int64_t keys, int64_t key_size, int64_t value_size, int k_dtype, int v_dtype,
                       int gap) {
     tile a = tile_memory(0, rows, keys, key_size, value_size, k_dtype, v_dtype, gap);
@@ -66,11 +65,8 @@ static tile make_tile(int64_t rows, int64_t keys, int64_t key_size, int64_t valu
         for (j = 0; j < key_size + gap && (i < rows - 1 || j < key_size); j++)
             ((float *)(uintptr_t)a.t.q)[i * a.t.q_row + j] =
                 j < key_size ? normal() / (float)sqrt((double)key_size) : (float)NAN;
-    for (j = 0; j < whole; j++)
-        for (i = 0; i < key_size; i++) set_key(&a, j, i, normal());
-    for (j = 0; j + PANEL < whole; j += PANEL)
-        for (i = 0; i < gap; i++)
-            set_element((void *)(uintptr_t)a.t.k, k_dtype, j / PANEL * a.t.k_panel + PANEL * key_size + i, (float)NAN);
+    for (j = 0; j < (keys + KEY_PANEL - 1) / KEY_PANEL * KEY_PANEL; j++)
+        for (i = 0; i < key_size; i++) set_key(&a, j, i, j < whole ? normal() : (float)NAN);
     for (j = 0; j < keys; j++)
         for (i = 0; i < value_size + gap && (j < keys - 1 || i < value_size); i++)
             set_value(&a, j, i, i < value_size ? normal() : (float)NAN);

@@ -2,7 +2,11 @@
  * hostile buffer or a wrong call can do to it. */
 #include "reference_attention.h"
 
-enum { LAYERS = 2, BATCH = 3, HEADS = 2, GROUP = 2, DK = 12, DV = 10 };
+enum { LAYERS = 2, BATCH = 3, HEADS = 2, GROUP = 2, DK = 12 };
+static int64_t DV = 10; /* above 64 values lie in panels */
+static const int64_t value_sizes[2] = {100, 10};
+#define EACH_ISA_AND_SIZE(c, threads) \
+    for (int size_ = 0; size_ < 2 && (DV = value_sizes[size_]) > 0; size_++) TEST_EACH_ISA(c, threads)
 
 static tfm_cache_options geometry(int dtype, int64_t capacity) {
     tfm_cache_options o;
@@ -65,10 +69,11 @@ static void feed(tfm_ctx *c, tfm_cache *cache, const inputs *x, int64_t L, int64
 Test(cache, same_bits_whole_in_chunks_token_by_token_and_without_a_cache) {
     static const int dtypes[3] = {TFM_F32, TFM_F16, TFM_BF16};
     static const int64_t pieces[5] = {300, 128, 50, 7, 1};
-    const int64_t L = 300, bytes = BATCH * HEADS * GROUP * 300 * DV * 4;
-    float *expected, *got = (float *) malloc((size_t) bytes);
+    const int64_t L = 300;
+    float *expected, *got = (float *) malloc((size_t) (BATCH * HEADS * GROUP * L * 100 * 4));
     int d, p;
-    TEST_EACH_ISA(c, 2) {
+    EACH_ISA_AND_SIZE(c, 2) {
+        const int64_t bytes = BATCH * HEADS * GROUP * L * DV * 4;
         for (d = 0; d < 3; d++) {
             const inputs x = make_inputs(c, L, dtypes[d]);
             const tfm_attention_options o = causal(TFM_CAUSAL_TOP_LEFT);
@@ -173,14 +178,16 @@ Test(cache, ragged_rows_have_the_bits_of_running_alone) {
 }
 
 Test(cache, masks_work_over_a_cache_as_over_tensors) {
-    TEST_EACH_ISA(c, 2) {
-        const int64_t L = 150, Lq = 9;
+    EACH_ISA_AND_SIZE(c, 2) {
+        const int64_t L = 150, Lq = 9, hidden = 60; /* a key that nobody sees: its value may be Inf */
         const inputs x = make_inputs(c, L, TFM_F32);
         const tfm_cache_options g = geometry(TFM_F32, L + 20);
         tfm_cache *cache = tfm_cache_create(c, &g);
         tfm_attention_options o = causal(TFM_CAUSAL_BOTTOM_RIGHT);
         tfm_tensor *q = part(c, x.q, L - Lq, Lq), *a, *b, *wa, *wb;
+        int64_t i;
         int stage;
+        ((float *) x.v->data)[hidden * x.v->stride[2] + (DV - 1) * x.v->stride[3]] = HUGE_VALF;
         assert_ok(c, tfm_cache_append(c, cache, 0, part(c, x.k, 0, L - Lq), part(c, x.v, 0, L - Lq), NULL));
         assert_ok(c, tfm_cache_append(c, cache, 0, part(c, x.k, L - Lq, Lq), part(c, x.v, L - Lq, Lq), NULL));
         o.mask.alibi_slopes = tfm_alibi_slopes(c, HEADS * GROUP);
@@ -189,6 +196,7 @@ Test(cache, masks_work_over_a_cache_as_over_tensors) {
         o.mask.softcap = 2;
         o.mask.sinks = reference_random(c, TFM_SHAPE(HEADS * GROUP), 8);
         o.mask.keep = tfm_compare_scalar(c, reference_random(c, TFM_SHAPE(Lq, L), 4), -0.5, TFM_GT);
+        for (i = 0; i < Lq; i++) ((uint8_t *) o.mask.keep->data)[i * L + hidden] = 0;
         for (stage = 0; stage < 4; stage++) {
             o.weights_stage = stage;
             o.weights = &wa;
@@ -199,6 +207,7 @@ Test(cache, masks_work_over_a_cache_as_over_tensors) {
             assert_made(c, b);
             assert_same_bytes(a->data, b->data, tfm_numel(a) * 4);
             assert_same_bytes(wa->data, wb->data, tfm_numel(wa) * 4);
+            for (i = 0; i < tfm_numel(a); i++) cr_assert(isfinite(((float *) a->data)[i]));
         }
         tfm_cache_destroy(cache);
     }
@@ -237,7 +246,7 @@ static tfm_cache *filled(tfm_ctx *c, const inputs *x, const int64_t *counts, int
 }
 
 Test(cache, stale_keys_behind_a_truncation_never_leak) {
-    TEST_EACH_ISA(c, 1) {
+    EACH_ISA_AND_SIZE(c, 1) {
         static const int64_t counts[BATCH] = {40, 40, 40};
         inputs x = make_inputs(c, 40, TFM_F32), bad;
         const tfm_tensor *q = part(c, x.q, 0, 1);
@@ -268,19 +277,21 @@ Test(cache, stale_keys_behind_a_truncation_never_leak) {
 Test(cache, slide_drops_the_oldest) {
     static const int64_t slides[4] = {1, 16, 21, 37};
     static const int dtypes[2] = {TFM_F32, TFM_F16};
-    static const int64_t counts[BATCH] = {40, 30, 12};
-    TEST_EACH_ISA(c, 1) {
+    static const int64_t some[BATCH] = {40, 30, 12};
+    EACH_ISA_AND_SIZE(c, 1) {
+        const int64_t times = DV > 64 ? 8 : 1; /* beyond a panel of 128 values */
+        const int64_t counts[BATCH] = {times * some[0], times * some[1], times * some[2]};
         int i, d;
         for (d = 0; d < 2; d++)
             for (i = 0; i < 4; i++) {
-                const inputs x = make_inputs(c, 40, dtypes[d]);
-                tfm_cache *cache = filled(c, &x, counts, 48, dtypes[d]);
+                const inputs x = make_inputs(c, 40 * times, dtypes[d]);
+                tfm_cache *cache = filled(c, &x, counts, 48 * times, dtypes[d]);
                 int64_t b;
                 float *y;
-                assert_ok(c, tfm_cache_slide(c, cache, slides[i]));
+                assert_ok(c, tfm_cache_slide(c, cache, times * slides[i]));
                 y = look(c, cache, part(c, x.q, 0, 1));
                 for (b = 0; b < BATCH; b++) {
-                    const int64_t n = counts[b] > slides[i] ? counts[b] - slides[i] : 0;
+                    const int64_t n = counts[b] > times * slides[i] ? counts[b] - times * slides[i] : 0;
                     tfm_tensor *one;
                     float *row;
                     cr_assert_eq(tfm_cache_length(cache, 0, b), n);
@@ -302,7 +313,7 @@ Test(cache, reorder_moves_repeats_and_swaps_rows) {
     static const int64_t orders[7][BATCH] =
         {{0, 1, 2}, {1, 2, 0}, {2, 0, 1}, {1, 0, 2}, {0, 0, 0}, {1, 1, 0}, {2, 2, 1}};
     static const int64_t counts[BATCH] = {40, 3, 17};
-    TEST_EACH_ISA(c, 1) {
+    EACH_ISA_AND_SIZE(c, 1) {
         const inputs x = make_inputs(c, 40, TFM_F32);
         const tfm_tensor *q = tfm_expand(c, tfm_narrow(c, part(c, x.q, 0, 1), 0, 0, 1), TFM_SHAPE(BATCH, -1, -1, -1));
         const int64_t row = HEADS * GROUP * DV;
@@ -432,7 +443,7 @@ Test(cache, wrong_calls_are_refused) {
 
 Test(cache, saved_and_loaded_gives_the_same_bits) {
     static const int64_t counts[BATCH] = {40, 0, 17}, one[BATCH] = {1, 0, 0};
-    TEST_EACH_ISA(c, 1) {
+    EACH_ISA_AND_SIZE(c, 1) {
         const inputs x = make_inputs(c, 40, TFM_F16);
         tfm_cache *cache = filled(c, &x, counts, 45, TFM_F16), *loaded;
         const int64_t size = tfm_cache_saved_size(cache);

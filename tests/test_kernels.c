@@ -8,7 +8,7 @@
 
 #include <stddef.h>
 
-enum { PANEL = 16, ATTENTION_ROWS = 48, NORM_ROWS = 4 }; /* of chapter 4 */
+enum { PANEL = 16, KEY_PANEL = 64, ATTENTION_ROWS = 48, NORM_ROWS = 4 }; /* of chapter 4 */
 
 static void softmax_row(const tfm__kernels *k, float *y, const float *x, int64_t n, int log_form) {
     k->softmax(&y, &x, 1, n, log_form);
@@ -1002,28 +1002,32 @@ Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
 
 /* -- packing ------------------------------------------------------------------------------------------------------- */
 
-/* Element (j, k) of panels: [j / 16][k][j % 16]; (r, k) of strips: [strip][k][r - first row of the strip]. */
+/* Element (j, k) of panels of 16: [j / 16][k][j % 16], of 64 the same way; (r, k) of strips: [strip][k][r - first row
+ * of the strip]. */
 static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols, int64_t depth, int64_t col_step,
                           int64_t k_step) {
     const int64_t span = cols && depth ? (cols - 1) * col_step + (depth - 1) * k_step + 1 : 0, tile = k->tile_rows;
     const int64_t panels = (cols + PANEL - 1) / PANEL * PANEL, strips = (cols + tile - 1) / tile;
-    void *src = room(0, span * float_size(from)), *dst = room(1, panels * depth * float_size(to));
+    const int64_t wide = (cols + KEY_PANEL - 1) / KEY_PANEL * KEY_PANEL;
+    void *src = room(0, span * float_size(from)), *dst = room(1, wide * depth * float_size(to));
     float *packed = floats(2, strips * tile * depth);
-    int64_t i, j, strip;
+    int64_t i, j, strip, width;
     for (i = 0; i < span; i++) set_element(src, from, i, normal());
-    memset(dst, 0x55, (size_t)(panels * depth * float_size(to)));
     fill_value(packed, strips * tile * depth, (float)NAN);
-    k->pack_panels(dst, to, src, from, col_step, k_step, cols, depth);
     k->pack_strips(packed, src, from, col_step, k_step, cols, depth);
-    for (j = 0; j < panels; j++)
-        for (i = 0; i < depth; i++) {
-            const float want = j < cols ? element(src, from, j * col_step + i * k_step) : 0;
-            const float is = element(dst, to, (j / PANEL * depth + i) * PANEL + j % PANEL);
-            CHECK(is == (to == TFM_F32 ? want : (float)half_value(to, half_nearest(to, want))),
-                  "%s: %s panels from %s, %lld x %lld, steps %lld %lld: (%lld, %lld) is %.9g, from %.9g", k->name,
-                  float_name[to], float_name[from], (long long)cols, (long long)depth, (long long)col_step,
-                  (long long)k_step, (long long)j, (long long)i, (double)is, (double)want);
-        }
+    for (width = KEY_PANEL; width >= PANEL; width -= KEY_PANEL - PANEL) {
+        memset(dst, 0x55, (size_t)(wide * depth * float_size(to)));
+        k->pack_panels(dst, to, width, src, from, col_step, k_step, cols, depth);
+        for (j = 0; j < panels; j++)
+            for (i = 0; i < depth; i++) {
+                const float want = j < cols ? element(src, from, j * col_step + i * k_step) : 0;
+                const float is = element(dst, to, (j / width * depth + i) * width + j % width);
+                CHECK(is == (to == TFM_F32 ? want : (float)half_value(to, half_nearest(to, want))),
+                      "%s: %s panels of %lld from %s, %lld x %lld, steps %lld %lld: (%lld, %lld) is %.9g, from %.9g",
+                      k->name, float_name[to], (long long)width, float_name[from], (long long)cols, (long long)depth,
+                      (long long)col_step, (long long)k_step, (long long)j, (long long)i, (double)is, (double)want);
+            }
+    }
     if (from == to && k_step == 1 && col_step == depth) {
         void *weight = room(3, panels * depth * float_size(to));
         memset(weight, 0x55, (size_t)(panels * depth * float_size(to)));
@@ -1108,7 +1112,7 @@ static product make_product(const tfm__kernels *k, int64_t m, int64_t n, int64_t
         set_element(p.bt, dtype, i % depth * p.b_row + i / depth, x);
     }
     if (bias) fill_normal(p.bias, n);
-    k->pack_panels(p.panels, dtype, p.b, dtype, depth, 1, n, depth);
+    k->pack_panels(p.panels, dtype, PANEL, p.b, dtype, depth, 1, n, depth);
     k->pack_strips(p.strips, p.a, TFM_F32, p.a_row, 1, m, depth);
     return p;
 }
