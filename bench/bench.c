@@ -104,9 +104,11 @@ static int ready_params(bench_run *r) {
 
 static int prepare_matmul(bench_run *r, int64_t set) {
     int64_t b = r->batch, m = r->shape[0], n = r->shape[1], k = r->shape[2];
-    r->operand[set][0] = random_tensor(r, TFM_SHAPE(b, m, k));
-    r->operand[set][1] = r->set.transpose ? tfm_transpose(r->c, random_tensor(r, TFM_SHAPE(b, n, k)), -1, -2)
-                                          : random_tensor(r, TFM_SHAPE(b, k, n));
+    tfm_shape left = b == 1 ? TFM_SHAPE(m, k) : TFM_SHAPE(b, m, k), right = b == 1 ? TFM_SHAPE(k, n) : TFM_SHAPE(b, k, n);
+    if (r->set.transpose) right = b == 1 ? TFM_SHAPE(n, k) : TFM_SHAPE(b, n, k);
+    r->operand[set][0] = random_tensor(r, left);
+    r->operand[set][1] = random_tensor(r, right);
+    if (r->set.transpose) r->operand[set][1] = tfm_transpose(r->c, r->operand[set][1], -1, -2);
     r->flops = 2.0 * (double)b * (double)m * (double)n * (double)k;
     r->bytes = element_size(r) * (double)b * (double)(m * k + k * n + m * n);
     return 0;
