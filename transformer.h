@@ -1469,6 +1469,7 @@ extern int sched_getcpu(void);
 #endif
 #if TFM__LINUX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int madvise(void *address, size_t length, int advice);
+extern int posix_memalign(void **block, size_t alignment, size_t size);
 #if (defined(__USE_TIME_BITS64) || defined(_REDIR_TIME64)) && LONG_MAX == 0x7fffffffL && !defined(__x86_64__)
 extern int __clock_gettime64(int clock, struct timespec *now);
 #define TFM__CLOCK_GETTIME __clock_gettime64
@@ -1947,17 +1948,19 @@ typedef struct tfm__block {
 } tfm__block;
 
 /* Large blocks ask for large pages: a kernel that streams through them then walks page tables 512 times less often
- * (7 to 35 % of the time of what reads memory once). A refusal costs nothing. */
+ * (7 to 35 % of the time of what reads memory once), and packing a file's weights into new memory takes half as long. A
+ * refusal costs nothing. */
 static void *tfm__default_alloc(void *user, size_t size) {
-    char *const p = (char *)malloc(size);
     (void)user;
 #if TFM__LINUX
-    if (p && size >= (size_t)4 << 20) {
-        const size_t page = (size_t)1 << 16, skip = (page - (uintptr_t)p % page) % page; /* no page is larger */
-        (void)madvise(p + skip, (size - skip) & ~(page - 1), TFM__HUGEPAGE);
+    if (size >= (size_t)4 << 20) {
+        void *p = NULL;
+        if (posix_memalign(&p, (size_t)2 << 20, size)) return NULL; /* x86's: else small ones come before the first */
+        (void)madvise(p, size & ~(((size_t)1 << 16) - 1), TFM__HUGEPAGE); /* no page of a system is larger */
+        return p;
     }
 #endif
-    return p;
+    return malloc(size);
 }
 
 static void tfm__default_free(void *user, void *pointer) {

@@ -4,7 +4,8 @@
  * run and alternated with the op:
  *   fma   products and models: the roofline, which is the FMA peak of the instruction set, or
  *   read  read bandwidth, where reading the operands once takes longer than the arithmetic (one row, decoding);
- *   copy  everything else: memcpy over a working set of the same size, or
+ *   copy  everything else: memcpy over a working set of the same size,
+ *   fresh memcpy into memory that the system hands out anew, for loading weights, or
  *   fma   where an op's multiplications, comparisons and divisions, which all go to the FMA units, take longer than that:
  *         counted from its kernel, see `slots` in the table below.
  * What fits into L2 shows at a shape like 64,768, memory with --cold.
@@ -30,7 +31,8 @@
 #define BATCH_SECONDS 5e-3       /* calls that are timed together */
 #define SERVED_SECONDS 20e-3
 
-enum { BOUND_NONE, BOUND_COPY, BOUND_ROOFLINE };
+enum { BOUND_NONE, BOUND_COPY, BOUND_FRESH, BOUND_ROOFLINE };
+static const char *const bound_names[] = {"none", "copy", "fresh", "read"};
 enum { MASK_NONE, MASK_BOOL, MASK_BIAS, MASK_LENGTHS, MASK_SEGMENTS, MASK_PREFIX, MASK_KINDS };
 static const char *const mask_names[MASK_KINDS] = {"none", "bool", "bias", "lengths", "segments", "prefix"};
 
@@ -573,7 +575,7 @@ static const bench_op ops[] = {
     OP("handoff", "jobs", "1", BOUND_NONE, prepare_handoff, call_handoff),
     OP("pack", "out,in", "768,768", BOUND_COPY, prepare_pack, call_pack),
     OP("open_mapped", "MB", "64", BOUND_NONE, prepare_open, call_open_mapped),
-    OP("open_packed", "MB", "64", BOUND_COPY, prepare_open, call_open_packed),
+    OP("open_packed", "MB", "64", BOUND_FRESH, prepare_open, call_open_packed),
 };
 #define OP_COUNT (sizeof ops / sizeof *ops)
 
@@ -619,7 +621,8 @@ static int measure(bench_run *r, bench_result *out) {
     for (int i = 0; i < runs; i++) {
         fma[i] = r->flops > 0 ? peak_flops(isa, threads, 0.02) : 0;
         bandwidth[i] = r->op->bound == BOUND_ROOFLINE ? peak_read(isa, &memory, 0.005)
-                     : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01) : 0;
+                     : r->op->bound == BOUND_COPY     ? peak_copy(&memory, 0.01)
+                     : r->op->bound == BOUND_FRESH    ? peak_fresh(&memory, 0.01) : 0;
         if (r->buffers == 1) time_calls(r, 1);              /* warm again: the peaks have had the caches */
         seconds[i] = time_calls(r, calls);
         if (seconds[i] < 0) break;
@@ -633,9 +636,8 @@ static int measure(bench_run *r, bench_result *out) {
     out->fma = median(fma, runs);
     out->bandwidth = median(bandwidth, runs);
     out->share = median(share, runs);
-    out->bound = r->op->bound == BOUND_NONE ? "none"
-               : out->fma > 0 && (out->bandwidth <= 0 || r->flops / out->fma > r->bytes / out->bandwidth) ? "fma"
-               : r->op->bound == BOUND_COPY ? "copy" : "read";
+    out->bound = bound_names[r->op->bound];
+    if (out->fma > 0 && (out->bandwidth <= 0 || r->flops / out->fma > r->bytes / out->bandwidth)) out->bound = "fma";
     return 0;
 }
 

@@ -189,6 +189,26 @@ static void *peak_copy_thread(void *arg) {
     return NULL;
 }
 
+static void *peak_fresh_thread(void *arg) {
+    peak_job *j = (peak_job *)arg;
+    double begin = bench_now(), now;
+    size_t half = j->floats / 2 * sizeof(float);
+    int64_t rounds = 0;
+    do {
+        char *fresh = (char *)mmap(NULL, half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (fresh == (char *)MAP_FAILED) break;
+#if defined(MADV_HUGEPAGE)
+        madvise(fresh, half, MADV_HUGEPAGE);
+#endif
+        memcpy(fresh, j->data, half);
+        __asm__ volatile("" : : : "memory");
+        munmap(fresh, half);
+        rounds++;
+    } while ((now = bench_now()) - begin < j->seconds);
+    j->bytes = rounds ? 2.0 * (double)half * (double)rounds / (now - begin) : 0;
+    return NULL;
+}
+
 static void *peak_read_thread(void *arg) {
     peak_job *j = (peak_job *)arg;
     double begin = bench_now(), now;
@@ -245,6 +265,11 @@ static double peak_bandwidth(void *(*body)(void *), const peak_memory *m, const 
 /* Bytes per second (read + written) of memcpy from one half of the working set to the other. */
 static double peak_copy(const peak_memory *m, double seconds) {
     return peak_bandwidth(peak_copy_thread, m, NULL, seconds);
+}
+
+/* The same into memory that the system hands out anew each time, and clears: what loading weights can reach. */
+static double peak_fresh(const peak_memory *m, double seconds) {
+    return peak_bandwidth(peak_fresh_thread, m, NULL, seconds);
 }
 
 /* Bytes per second of reading the working set again and again: best of the loops of `isa`, `seconds` each. */
