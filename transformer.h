@@ -4907,8 +4907,8 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
 #define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
 /* Few rows wait for B's bytes. What comes 4 to 8 KB later, counted over all panels, is fetched into L2: less where the
  * bytes bind (1 x 4096 x 4096, cold: 0.92 of the read bandwidth; 16 KB 0.8, into L1 0.8), more where a step takes
- * long; or what gemm_ahead says: a decoder's keys and values come in pieces too short for the hardware to see where
- * they go on (0.5 without, 0.9 with). Both at once are slower. */
+ * long; or what gemm_ahead says. Both at once are slower. One row of halves is best without: conversions leave the
+ * hardware's prefetchers time. */
 #define TFM__NEAR_BYTES(R, V, type) \
     ((R) == 1 || (sizeof(type) == 4 && ((R) < 4 || (V) * TFM__W > 32)) ? 1024 : \
      (V) * TFM__W > 32 ? 2048 : (V) * TFM__W > 16 ? 4096 : 8192)
@@ -5217,7 +5217,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
     tile->ahead_row = 0;
     if (stream) {
         tile->ahead = (const char *)tile->b[0] + TFM__STREAM_AHEAD(size);
-        tile->ahead_row = g->rows == 1 && size == 2 ? TFM__AHEAD_CACHED : bytes;
+        tile->ahead_row = g->rows == 1 && size == 2 ? 0 : bytes;
     } else if (g->next) {
         tile->ahead = (const char *)g->next + col * g->depth * size;
         tile->ahead_row = bytes;
@@ -5659,7 +5659,7 @@ static void TFM__FN(scale_rows)(tfm__scaled_row *row, int64_t rows, int64_t n, i
     }
 }
 
-/* A key panel is a packed weight, the queries the rows of a product. */
+/* The key panels are a packed weight, the queries the rows of a product. */
 static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     const int64_t size = t->k_dtype == TFM_F32 ? 4 : 2;
     tfm__gemm g;
@@ -11235,7 +11235,7 @@ TFM__UNUSED static int tfm__product_run(tfm__op *o, const tfm__product *p) {
 /* -- tfm_matmul ---------------------------------------------------------------------------------------------------- */
 
 /* 1: a product of plain matrices so small that choosing how to do it would take as long as doing it (8 x 8 x 8: 184 ns,
- * 142; 32 x 32 x 32: 0.87 us, 0.79). */
+ * 142; 32 x 32 x 32: 0.78 us, 0.69). */
 #define TFM__SMALL_WORK (32 * 32 * 32)
 static int tfm__matmul_small(const tfm__op *o, const tfm_tensor *a, const tfm_tensor *b) {
     const int64_t rows = a->shape[0], depth = a->shape[1], cols = b->shape[1], most = TFM__SMALL_WORK;
