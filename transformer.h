@@ -2841,18 +2841,33 @@ enum {
 enum { TFM__B_ADD, TFM__B_SUB, TFM__B_MUL, TFM__B_DIV, TFM__B_MIN, TFM__B_MAX, TFM__B_POW, TFM__B_COUNT };
 enum { TFM__R_SUM, TFM__R_MAX, TFM__R_MIN, TFM__R_SUMSQ, TFM__R_COUNT };
 
-#define TFM__NORM_ROWS 4   /* rows of a norm or softmax taken together: the latency of their sums overlaps */
+#define TFM__NORM_ROWS 32    /* rows of a norm or softmax in a call: their steps overlap */
+#define TFM__NORM_SHORT 1024 /* elements of rows of which L1 holds several */
 
-/* one row of layer_norm (mean is subtracted) or rms_norm; residual, weight, bias may be NULL */
+typedef struct tfm__softmax_row {
+    const float *x;
+    float *y;                  /* may be x */
+    float max, last;           /* the kernel's; last: 1 / sum or log(sum) */
+    double sum;
+} tfm__softmax_row;
+
+/* layer_norm (the mean is subtracted) or rms_norm of rows of n; weight, bias may be NULL */
 typedef struct tfm__norm {
     int64_t n;
-    const float *x, *residual, *weight, *bias;
+    const float *weight, *bias;
     float eps, weight_offset;  /* weight_offset: Gemma's (1 + w) */
-    float *sum_out;            /* x + residual written here when not NULL */
+    int subtract_mean;
+} tfm__norm;
+
+typedef struct tfm__norm_row {
+    const float *x, *residual; /* residual may be NULL */
+    float *sum;                /* x + residual written here when not NULL */
     float *y;
     float mean, rstd;          /* out */
-    float low;                 /* (what rounding took from the mean) * -rstd */
-} tfm__norm;
+    float low;                 /* what rounding took from the mean, times -rstd */
+    float shift;               /* c of the moments: sums of x - c, of (x - c)^2 */
+    double moment[2];
+} tfm__norm_row;
 
 /* One attention tile: `rows` queries (of one batch row and one key/value head; in grouped attention rows run over
  * the heads of the group too) against one block of at most TFM__BLOCK_KEYS keys. See chapter 9 for who fills it. */
@@ -2916,11 +2931,11 @@ struct tfm__kernels {
     /* empty: 0, -inf, +inf, 0 */
     float (*reduce)(int op, const float *x, int64_t n);
     void (*glu)(int activation, float *y, const float *gate, const float *up, int64_t n);        /* act(gate) * up */
-    /* up to TFM__NORM_ROWS rows, whose bits do not depend on each other; a row of -inf only: zeros (log: -inf) */
-    void (*softmax)(float *const *y, const float *const *x, int count, int64_t n, int log_form);
+    /* a row's bits do not depend on the others; a row of -inf only: zeros (log: -inf) */
+    void (*softmax)(tfm__softmax_row *rows, int count, int64_t n, int log_form);
     float (*logsumexp)(const float *x, int64_t n);
-    /* up to TFM__NORM_ROWS rows of the same n, weight and bias; a row's bits do not depend on the others */
-    void (*norm)(tfm__norm *rows, int count, int subtract_mean);
+    /* a row's bits do not depend on the others */
+    void (*norm)(const tfm__norm *a, tfm__norm_row *rows, int count);
     /* rotary: pairs (i, i + n/2) or, interleaved, (2i, 2i+1); cosine, sine hold n/2 values; y may be x */
     void (*rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n, int interleaved);
     float (*dot)(const float *a, const float *b, int64_t n);
@@ -4093,6 +4108,11 @@ TFM__ALWAYS_INLINE tfm__v TFM__FN(get)(const float *p, int64_t m) {
     return m >= TFM__W ? v_load(p) : v_loadn(p, m);
 }
 
+/* The same with `rest` in the other lanes. */
+TFM__ALWAYS_INLINE tfm__v TFM__FN(get_or)(const float *p, int64_t m, tfm__v rest) {
+    return m >= TFM__W ? v_load(p) : v_select(v_mask_n(m), v_loadn(p, m), rest);
+}
+
 TFM__ALWAYS_INLINE void TFM__FN(put)(float *p, tfm__v v, int64_t m) {
     if (m >= TFM__W) {
         v_store(p, v);
@@ -4119,20 +4139,6 @@ TFM__ALWAYS_INLINE void TFM__FN(g_put)(float *p, const tfm__v *x, int64_t m) {
         TFM__EACH(v_store(p + u * TFM__W, x[u]))
     } else {
         TFM__EACH(if (m > u * TFM__W) TFM__FN(put)(p + u * TFM__W, x[u], m - u * TFM__W))
-    }
-}
-
-/* The same with `rest` past m elements. */
-TFM__ALWAYS_INLINE void TFM__FN(g_get_or)(tfm__v *x, const float *p, int64_t m, tfm__v rest) {
-    enum { count = TFM__G };
-    TFM__FN(g_get)(x, p, m);
-    if (m < TFM__G * TFM__W) {
-#if TFM__PASS == TFM__SCALAR
-        x[0] = v_select(v_mask_n(m), x[0], rest);
-#else
-        const tfm__v lane = v_iota(), past = v_set1((float)m);
-        TFM__EACH(x[u] = v_select(v_lt(v_add(lane, v_set1((float)(u * TFM__W))), past), x[u], rest))
-#endif
     }
 }
 
@@ -4521,15 +4527,13 @@ static void TFM__FN(glu)(int activation, float *y, const float *gate, const floa
 #define TFM__SUM_X 0          /* x */
 #define TFM__SUM_SQUARES 1    /* x * x */
 #define TFM__SUM_PRODUCTS 2   /* x * w */
-#define TFM__SUM_EXP 3        /* exp(x - c), written to y too when y is not NULL; x <= c */
 #define TFM__SUM_CHUNK (16 * TFM__G * TFM__W)
 
 /* Vector sums of 16 additions over a chunk, the chunks' sums in double: the error of 2^20 equal elements stays below
  * 1e-6 (one f32 chain of that length: 1e-2), and the order depends on n alone. A group is as many chains, so that
  * latency does not count. */
-TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, float *y, const float *x, const float *w, float c, int64_t n) {
+TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, const float *x, const float *w, int64_t n) {
     enum { count = TFM__G };
-    const tfm__v shift = v_set1(c), rest = what == TFM__SUM_EXP ? v_set1(tfm__bits_float(0xff800000u)) : v_zero();
     double total = 0.0;
     for (int64_t begin = 0; begin < n; begin += TFM__SUM_CHUNK) {
         const int64_t end = tfm__min64(n, begin + TFM__SUM_CHUNK);
@@ -4537,17 +4541,9 @@ TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, float *y, const float *x, const
         TFM__EACH(sum[u] = v_zero())
         TFM__GROUPS(begin, end) {
             tfm__g a, b;
-            if (what == TFM__SUM_EXP) {
-                TFM__FN(g_get_or)(a, x + i, end - i, rest);
-                TFM__EACH(a[u] = v_sub(a[u], shift))
-                TFM__FN(g_exp_negative)(a, NULL, count);
-                if (y) TFM__FN(g_put)(y + i, a, end - i);
-            } else {
-                TFM__FN(g_get)(a, x + i, end - i);
-            }
+            TFM__FN(g_get)(a, x + i, end - i);
             if (what == TFM__SUM_PRODUCTS) TFM__FN(g_get)(b, w + i, end - i);
             switch (what) {
-            case TFM__SUM_EXP: sum[0] = v_add(sum[0], TFM__FOLD(v_add, a)); break; /* exp needs the registers */
             case TFM__SUM_SQUARES: TFM__EACH(sum[u] = v_fma(a[u], a[u], sum[u])) break;
             case TFM__SUM_PRODUCTS: TFM__EACH(sum[u] = v_fma(a[u], b[u], sum[u])) break;
             default: TFM__EACH(sum[u] = v_add(sum[u], a[u])) break;
@@ -4558,24 +4554,20 @@ TFM__ALWAYS_INLINE double TFM__FN(sum)(int what, float *y, const float *x, const
     return total;
 }
 
-TFM__NOINLINE double TFM__FN(sum_exp)(float *y, const float *x, float max, int64_t n) {
-    return TFM__FN(sum)(TFM__SUM_EXP, y, x, NULL, max, n);
-}
-
 /* The largest (least) element, NaN when there is one; cheap: NaN or not as it happens, by one operation a vector. */
 #define TFM__BEST(a, b) \
     (want_max ? cheap ? v_atleast(a, b) : v_max(a, b) : cheap ? v_atmost(a, b) : v_min(a, b))
 TFM__ALWAYS_INLINE float TFM__FN(extreme)(int want_max, int cheap, const float *x, int64_t n) {
     enum { count = TFM__G };
     const tfm__v start = v_set1(tfm__bits_float(want_max ? 0xff800000u : 0x7f800000u));
+    int64_t i = 0;
     tfm__g best;
     TFM__EACH(best[u] = start)
-    TFM__GROUPS(0, n) {
-        tfm__g a;
-        TFM__FN(g_get_or)(a, x + i, n - i, start);
-        TFM__EACH(best[u] = TFM__BEST(a[u], best[u]))
+    for (; i + TFM__G * TFM__W <= n; i += TFM__G * TFM__W) {
+        TFM__EACH(best[u] = TFM__BEST(v_load(x + i + u * TFM__W), best[u]))
     }
     best[0] = TFM__FOLD(TFM__BEST, best);
+    for (; i < n; i += TFM__W) best[0] = TFM__BEST(TFM__FN(get_or)(x + i, n - i, start), best[0]);
     return want_max ? v_hmax(best[0]) : v_hmin(best[0]);
 }
 
@@ -4583,15 +4575,15 @@ TFM__NOINLINE float TFM__FN(reduce_max)(const float *x, int64_t n) {
     return TFM__FN(extreme)(1, 0, x, n);
 }
 
-/* The maximum of a row whose NaN show in what is done with it; NaN may be taken for -inf. */
+/* The maximum of a row whose NaN show in what is done with it: NaN may be taken for -inf. */
 TFM__NOINLINE float TFM__FN(top)(const float *x, int64_t n) {
     return TFM__FN(extreme)(1, 1, x, n);
 }
 
 static float TFM__FN(reduce)(int op, const float *x, int64_t n) {
     switch (op) {
-    case TFM__R_SUM: return (float)TFM__FN(sum)(TFM__SUM_X, NULL, x, NULL, 0.0f, n);
-    case TFM__R_SUMSQ: return (float)TFM__FN(sum)(TFM__SUM_SQUARES, NULL, x, NULL, 0.0f, n);
+    case TFM__R_SUM: return (float)TFM__FN(sum)(TFM__SUM_X, x, NULL, n);
+    case TFM__R_SUMSQ: return (float)TFM__FN(sum)(TFM__SUM_SQUARES, x, NULL, n);
     case TFM__R_MAX: return TFM__FN(reduce_max)(x, n);
     case TFM__R_MIN: return TFM__FN(extreme)(0, 0, x, n);
     default: return 0.0f;
@@ -4599,197 +4591,244 @@ static float TFM__FN(reduce)(int op, const float *x, int64_t n) {
 }
 
 static float TFM__FN(dot)(const float *a, const float *b, int64_t n) {
-    return (float)TFM__FN(sum)(TFM__SUM_PRODUCTS, NULL, a, b, 0.0f, n);
+    return (float)TFM__FN(sum)(TFM__SUM_PRODUCTS, a, b, n);
 }
 
 /* -- softmax ------------------------------------------------------------------------------------------------------- */
 
-/* Step by step over the rows: so the latency of one row's maximum and sum hides behind the others'. +inf and NaN need
- * no code: inf - inf makes the sum NaN, and with it the whole row, as in PyTorch. */
-static void TFM__FN(softmax)(float *const *y, const float *const *x, int rows, int64_t n, int log_form) {
+/* Three steps of three rows side by side: the maximum of one (NaN may be taken for -inf); of the one before y =
+ * exp(x - max), unless y is NULL, and its sum, in the order of TFM__FN(sum); the end of the one before that. So what
+ * loads and stores hides behind the arithmetic of exp. Any may be NULL. */
+TFM__NOINLINE void TFM__FN(softmax_pass)(tfm__softmax_row *peek, tfm__softmax_row *raise,
+                                         const tfm__softmax_row *finish, int64_t n, int log_form) {
     enum { count = TFM__G };
-    const float minus_inf = tfm__bits_float(0xff800000u);
-    float max[TFM__NORM_ROWS];
-    double sum[TFM__NORM_ROWS];
-    int r;
-    for (r = 0; r < rows; r++) max[r] = TFM__FN(top)(x[r], n);
-    for (r = 0; r < rows; r++) {
-        if (max[r] == minus_inf) max[r] = TFM__FN(reduce_max)(x[r], n);
-        if (max[r] != minus_inf) sum[r] = TFM__FN(sum_exp)(log_form ? NULL : y[r], x[r], max[r], n);
-    }
-    for (r = 0; r < rows; r++) {
-        if (max[r] == minus_inf) { /* no element that is not -inf (or none at all) */
-            for (int64_t i = 0; i < n; i++) y[r][i] = log_form ? minus_inf : 0.0f;
-        } else if (!log_form) {
-            TFM__FN(unary_scale)(y[r], y[r], (float)(1.0 / sum[r]), 0.0f, n);
-        } else {
-            const tfm__v top = v_set1(max[r]), log_sum = v_set1((float)log(sum[r]));
-            TFM__GROUPS(0, n) {
-                tfm__g a;
-                TFM__FN(g_get)(a, x[r] + i, n - i);
-                TFM__EACH(a[u] = v_sub(v_sub(a[u], top), log_sum))
-                TFM__FN(g_put)(y[r] + i, a, n - i);
+    const float *const ahead = peek ? peek->x : NULL, *const x = raise ? raise->x : NULL;
+    const float *const from = !finish ? NULL : log_form ? finish->x : finish->y;
+    float *const y = raise && !log_form ? raise->y : NULL, *const to = finish ? finish->y : NULL;
+    const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u)), shift = v_set1(raise ? raise->max : 0.0f);
+    const tfm__v last_max = v_set1(finish ? finish->max : 0.0f), last = v_set1(finish ? finish->last : 0.0f);
+    tfm__v top = minus_inf;
+    double total = 0.0;
+    for (int64_t begin = 0; begin < n; begin += TFM__SUM_CHUNK) {
+        const int64_t end = tfm__min64(n, begin + TFM__SUM_CHUNK);
+        int64_t i = begin;
+        tfm__v sum = v_zero();
+        for (; TFM__G > 1 && i + TFM__G * TFM__W <= end; i += TFM__G * TFM__W) {
+            tfm__g a;
+            if (ahead) {
+                TFM__EACH(a[u] = v_load(ahead + i + u * TFM__W))
+                top = v_atleast(TFM__FOLD(v_atleast, a), top);
+            }
+            if (from && log_form) {
+                TFM__EACH(v_store(to + i + u * TFM__W, v_sub(v_sub(v_load(from + i + u * TFM__W), last_max), last)))
+            } else if (from) {
+                TFM__EACH(v_store(to + i + u * TFM__W, v_mul(v_load(from + i + u * TFM__W), last)))
+            }
+            if (x) {
+                TFM__EACH(a[u] = v_sub(v_load(x + i + u * TFM__W), shift))
+                TFM__FN(g_exp_negative)(a, NULL, count);
+                if (y) {
+                    TFM__EACH(v_store(y + i + u * TFM__W, a[u]))
+                }
+                sum = v_add(sum, TFM__FOLD(v_add, a));
             }
         }
+        if (i < end) { /* the last vectors of a row */
+            tfm__g rest;
+            TFM__EACH(rest[u] = v_zero())
+            for (int u = 0; i < end; i += TFM__W, u++) {
+                const int64_t m = end - i;
+                if (ahead) top = v_atleast(TFM__FN(get_or)(ahead + i, m, minus_inf), top);
+                if (from) {
+                    const tfm__v v = TFM__FN(get)(from + i, m);
+                    TFM__FN(put)(to + i, log_form ? v_sub(v_sub(v, last_max), last) : v_mul(v, last), m);
+                }
+                if (x) {
+                    rest[u] = v_sub(TFM__FN(get_or)(x + i, m, minus_inf), shift);
+                    TFM__FN(g_exp_negative)(&rest[u], NULL, 1);
+                    if (y) TFM__FN(put)(y + i, rest[u], m);
+                }
+                if (TFM__G == 1) {
+                    sum = v_add(sum, rest[0]);
+                    u = -1;
+                }
+            }
+            if (TFM__G > 1) sum = v_add(sum, TFM__FOLD(v_add, rest));
+        }
+        total += (double)v_sum(sum);
+    }
+    if (peek) peek->max = v_hmax(top);
+    if (raise) raise->sum = total;
+}
+
+/* +inf and NaN need no code: inf - inf makes the sum NaN, and with it the whole row, as in PyTorch. */
+static void TFM__FN(softmax)(tfm__softmax_row *rows, int count, int64_t n, int log_form) {
+    const float minus_inf = tfm__bits_float(0xff800000u);
+    tfm__softmax_row *raise = NULL, *finish = NULL;
+    for (int i = 0; i < count + 2; i++) {
+        tfm__softmax_row *const peek = i < count ? &rows[i] : NULL;
+        if (raise || finish) {
+            TFM__FN(softmax_pass)(peek, raise, finish, n, log_form);
+        } else if (peek) {
+            peek->max = TFM__FN(top)(peek->x, n);
+        }
+        if (raise) raise->last = log_form ? (float)log(raise->sum) : (float)(1.0 / raise->sum);
+        finish = raise;
+        raise = peek;
+        if (!peek || peek->max != minus_inf) continue;
+        peek->max = TFM__FN(reduce_max)(peek->x, n);
+        if (peek->max != minus_inf) continue;
+        for (int64_t at = 0; at < n; at++) peek->y[at] = log_form ? minus_inf : 0.0f; /* only -inf, or nothing */
+        raise = NULL;
     }
 }
 
 static float TFM__FN(logsumexp)(const float *x, int64_t n) {
-    const float max = TFM__FN(reduce_max)(x, n);
-    if (tfm__isinf(max)) return max; /* only -inf, or a +inf */
-    return (float)((double)max + log(TFM__FN(sum_exp)(NULL, x, max, n)));
+    tfm__softmax_row row;
+    row.x = x;
+    row.max = TFM__FN(reduce_max)(x, n);
+    if (tfm__isinf(row.max)) return row.max; /* only -inf, or a +inf */
+    TFM__FN(softmax_pass)(NULL, &row, NULL, n, 1);
+    return (float)((double)row.max + log(row.sum));
 }
 
 /* -- norms --------------------------------------------------------------------------------------------------------- */
 
-/* Sums of x - c and of (x - c)^2, or 0 and that of x^2, in one pass, in the order of TFM__FN(sum); x is first added to
- * the residual, if there is one, and that kept. */
-TFM__NOINLINE void TFM__FN(moments)(double *sum, double *squares, const tfm__norm *row, int subtract_mean,
-                                    float c) {
-    enum { count = TFM__G };
-    const tfm__v shift = v_set1(c), one = v_set1(1.0f);
-    const float *const x = row->x, *const residual = row->residual;
-    float *const kept = row->sum_out;
-    const int64_t n = row->n;
-    *sum = *squares = 0.0;
+/* One pass over two rows side by side. Of one: the sums of x - c and of (x - c)^2 (c = 0: of x^2 alone), in the order
+ * of TFM__FN(sum), x first added to the residual if there is one, and that kept. Of another, measured before: y = (x -
+ * mean) / deviation * weight + bias. So one row is read from memory while the other is written. Either may be NULL.
+ * Vector by vector: AVX2 has 16 registers for eight sums, five constants and what a vector needs. */
+TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure, const tfm__norm_row *finish) {
+    enum { count = TFM__G, NOTHING, SUM, MOMENTS, SQUARES, PLAIN, BIASED, ANY };
+    const tfm__norm_row *const in = measure ? measure : finish, *const out = finish ? finish : measure;
+    const tfm__v shift = v_set1(in->shift), offset = v_set1(a->weight_offset), one = v_set1(1.0f);
+    const tfm__v mean = v_set1(out->mean), rstd = v_set1(out->rstd), low = v_set1(out->low);
+    const float *const x = in->x, *const residual = in->residual;
+    const float *const from = out->x, *const weight = a->weight, *const bias = a->bias;
+    float *const kept = in->sum, *const y = out->y;
+    const int offset_given = a->weight_offset != 0.0f;
+    const int reads = !measure ? NOTHING : residual ? SUM : a->subtract_mean ? MOMENTS : SQUARES;
+    const int writes = !finish ? NOTHING : !weight ? ANY : !bias ? PLAIN : offset_given ? ANY : BIASED;
+    const int64_t n = a->n;
+    double sum = 0.0, squares = 0.0;
+#define TFM__NORM_SUMS(s, q, v) { /* Zen 4 adds and multiplies in different units: each gets its half */ \
+    const tfm__v d = v_sub(v, shift); \
+    s[u] = u & 1 ? v_fma(d, one, s[u]) : v_add(s[u], d); \
+    q[u] = v_fma(d, d, q[u]); \
+}
+#define TFM__NORM_UNIT(x) v_fma(v_sub(x, mean), rstd, low)
+#define TFM__NORM_GET(p) v_load(p + i + u * TFM__W)
+#define TFM__NORM_PUT(p, v) v_store(p + i + u * TFM__W, v)
     for (int64_t begin = 0; begin < n; begin += TFM__SUM_CHUNK) {
         const int64_t end = tfm__min64(n, begin + TFM__SUM_CHUNK);
+        int64_t i = begin;
         tfm__g s, q;
         TFM__EACH(s[u] = q[u] = v_zero())
-        TFM__GROUPS(begin, end) {
-            tfm__g a, b;
-            TFM__FN(g_get_or)(a, x + i, end - i, shift);
-            if (residual) {
-                TFM__FN(g_get)(b, residual + i, end - i);
-                TFM__EACH(a[u] = v_add(a[u], b[u]))
-                TFM__FN(g_put)(kept + i, a, end - i);
+        for (; TFM__G > 1 && writes != ANY && i + TFM__G * TFM__W <= end; i += TFM__G * TFM__W) {
+            if (reads == MOMENTS) {
+                TFM__EACH(TFM__NORM_SUMS(s, q, TFM__NORM_GET(x)))
+            } else if (reads == SQUARES) {
+                TFM__EACH(const tfm__v v = TFM__NORM_GET(x); q[u] = v_fma(v, v, q[u]))
+            } else if (reads == SUM) {
+                TFM__EACH(const tfm__v v = v_add(TFM__NORM_GET(x), TFM__NORM_GET(residual));
+                          TFM__NORM_PUT(kept, v);
+                          TFM__NORM_SUMS(s, q, v))
             }
-            if (subtract_mean) { /* Zen 4 adds and multiplies in different units: each gets its half */
-                TFM__EACH(a[u] = v_sub(a[u], shift))
-                TFM__EACH(s[u] = u & 1 ? v_fma(a[u], one, s[u]) : v_add(s[u], a[u]))
+            if (writes == BIASED) {
+                TFM__EACH(const tfm__v v = TFM__NORM_UNIT(TFM__NORM_GET(from));
+                          TFM__NORM_PUT(y, v_fma(v, TFM__NORM_GET(weight), TFM__NORM_GET(bias))))
+            } else if (writes == PLAIN) {
+                TFM__EACH(const tfm__v v = TFM__NORM_UNIT(TFM__NORM_GET(from));
+                          TFM__NORM_PUT(y, v_fma(v, v_add(TFM__NORM_GET(weight), offset), v_zero())))
             }
-            TFM__EACH(q[u] = v_fma(a[u], a[u], q[u]))
         }
-        *sum += (double)v_sum(TFM__FOLD(v_add, s));
-        *squares += (double)v_sum(TFM__FOLD(v_add, q));
+        if (i < end) { /* the last vectors of a row, or all of a rare kind; through copies: registers have no index */
+            tfm__g s_rest, q_rest;
+            TFM__EACH(s_rest[u] = s[u])
+            TFM__EACH(q_rest[u] = q[u])
+            for (int u = 0; i < end; i += TFM__W, u = (u + 1) & (count - 1)) {
+                const int64_t m = end - i;
+                if (reads != NOTHING) {
+                    tfm__v v = TFM__FN(get_or)(x + i, m, shift);
+                    if (residual) {
+                        v = v_add(v, TFM__FN(get)(residual + i, m));
+                        TFM__FN(put)(kept + i, v, m);
+                    }
+                    TFM__NORM_SUMS(s_rest, q_rest, v)
+                }
+                if (writes != NOTHING) {
+                    const tfm__v v = TFM__NORM_UNIT(TFM__FN(get)(from + i, m));
+                    tfm__v w = weight ? TFM__FN(get)(weight + i, m) : one;
+                    if (weight && writes != BIASED) w = v_add(w, offset);
+                    TFM__FN(put)(y + i, v_fma(v, w, bias ? TFM__FN(get)(bias + i, m) : v_zero()), m);
+                }
+            }
+            TFM__EACH(s[u] = s_rest[u])
+            TFM__EACH(q[u] = q_rest[u])
+        }
+        if (!measure) continue;
+        sum += (double)v_sum(TFM__FOLD(v_add, s));
+        squares += (double)v_sum(TFM__FOLD(v_add, q));
+    }
+#undef TFM__NORM_SUMS
+#undef TFM__NORM_UNIT
+#undef TFM__NORM_GET
+#undef TFM__NORM_PUT
+    if (!measure) return;
+    measure->moment[0] = a->subtract_mean ? sum : 0.0;
+    measure->moment[1] = squares;
+}
+
+/* What a pass needs of a row that it measures: c is the mean of its first elements. */
+TFM__ALWAYS_INLINE void TFM__FN(norm_begin)(const tfm__norm *a, tfm__norm_row *row, int64_t m, tfm__v share) {
+    row->mean = row->rstd = row->low = row->shift = 0.0f;
+    if (!row->residual && row->sum) TFM__FN(activation_none)(row->sum, row->x, NULL, NULL, a->n);
+    if (!row->sum) row->sum = row->y;
+    if (m > 0) {
+        tfm__v first = TFM__FN(get)(row->x, m);
+        if (row->residual) first = v_add(first, TFM__FN(get)(row->residual, m));
+        row->shift = v_sum(v_mul(first, share));
     }
 }
 
-/* Mean and 1 / deviation of rows, step by step: so the latency of one row's sums, root and division hides behind the
- * others'. E[x^2] - E[x]^2 cancels when the mean is large beside the deviation: so moments about the mean c of the
- * first elements, and once more about the mean they give where that lies more than a deviation from c. */
-static void TFM__FN(norm_measure)(tfm__norm *rows, int count, int subtract_mean) {
-    const int64_t n = rows->n, m = tfm__min64(n, TFM__W);
-    const double share = n > 0 ? 1.0 / (double)n : 1.0;
-    float c[TFM__NORM_ROWS];
-    double sum[TFM__NORM_ROWS], squares[TFM__NORM_ROWS];
-    int i;
-    for (i = 0; i < count; i++) {
-        tfm__norm *const a = &rows[i];
-        if (!a->residual && a->sum_out) TFM__FN(copy)(a->sum_out, a->x, n);
-        if (!a->sum_out) a->sum_out = a->y;
-        c[i] = 0.0f;
-        if (subtract_mean && n > 0) {
-            tfm__v first = TFM__FN(get)(a->x, m);
-            if (a->residual) first = v_add(first, TFM__FN(get)(a->residual, m));
-            c[i] = v_sum(v_mul(first, v_set1(1.0f / (float)m)));
-        }
+/* E[x^2] - E[x]^2 cancels when the mean is large beside the deviation: so moments about c, and once more about the mean
+ * they give where that lies more than a deviation from c. moment[1] becomes the variance. */
+TFM__ALWAYS_INLINE void TFM__FN(norm_center)(const tfm__norm *a, tfm__norm_row *row, double share) {
+    double *const m = row->moment, mean;
+    if (row->residual) row->x = row->sum;
+    row->residual = NULL;
+    if (!(m[0] * share * m[0] <= 0.5 * m[1])) {
+        row->shift = (float)((double)row->shift + m[0] * share);
+        TFM__FN(norm_pass)(a, row, NULL);
     }
-    for (i = 0; i < count; i++) {
-        tfm__norm *const a = &rows[i];
-        TFM__FN(moments)(&sum[i], &squares[i], a, subtract_mean, c[i]);
-        if (a->residual) a->x = a->sum_out;
-        a->residual = NULL;
-    }
-    for (i = 0; i < count; i++) {
-        tfm__norm *const a = &rows[i];
-        double mean, square;
-        if (!(sum[i] * share * sum[i] <= 0.5 * squares[i])) {
-            c[i] = (float)((double)c[i] + sum[i] * share);
-            TFM__FN(moments)(&sum[i], &squares[i], a, subtract_mean, c[i]);
-        }
-        mean = sum[i] * share;
-        square = squares[i] * share - mean * mean;
-        mean += (double)c[i];
-        if (square < 0.0) square = 0.0;
-        a->mean = (float)mean;
-        a->rstd = (float)(1.0 / sqrt(square + (double)a->eps));
-        a->low = (float)((double)(float)mean - mean) * a->rstd; /* what rounding took from the mean */
-    }
+    mean = m[0] * share;
+    m[1] = m[1] * share - mean * mean;
+    mean += (double)row->shift;
+    if (m[1] < 0.0) m[1] = 0.0;
+    row->mean = (float)mean;
+    row->low = (float)((double)(float)mean - mean);
 }
 
-/* y = (x - mean) / deviation * weight + bias. Four rows share what is read of weight and bias. */
-TFM__NOINLINE void TFM__FN(norm_finish)(const tfm__norm *a) {
-    enum { count = TFM__G };
-    const tfm__v offset = v_set1(a->weight_offset), mean = v_set1(a->mean), rstd = v_set1(a->rstd);
-    const tfm__v low = v_set1(a->low);
-    const float *const weight = a->weight, *const bias = a->bias, *const x = a->x;
-    float *const y = a->y;
-    const int64_t n = a->n;
-    int64_t i = 0;
-#if TFM__PASS != TFM__SCALAR
-    for (; i + TFM__G * TFM__W <= n; i += TFM__G * TFM__W) {
-        tfm__g w, b, unit;
-        TFM__EACH(w[u] = v_set1(1.0f))
-        TFM__EACH(b[u] = v_zero())
-        if (weight) {
-            TFM__EACH(w[u] = v_add(v_load(weight + i + u * TFM__W), offset))
+/* While row i is read, the root and division of row i - 1 take their time and row i - 2 is written, still in L1 (Zen 4,
+ * 768 elements in L2: a row further behind costs a cycle a vector; in memory, one after the other takes 1.5 times as
+ * long). A longer row would be gone from L1: it is written at once. */
+static void TFM__FN(norm)(const tfm__norm *a, tfm__norm_row *rows, int count) {
+    const int64_t m = a->subtract_mean ? tfm__min64(a->n, TFM__W) : 0;
+    const double share = a->n > 0 ? 1.0 / (double)a->n : 1.0;
+    const tfm__v first = v_set1(m > 0 ? 1.0f / (float)m : 0.0f);
+    const int behind = a->n > TFM__NORM_SHORT ? 0 : 2;
+    for (int i = 0; i < count + behind; i++) {
+        tfm__norm_row *const row = i < count ? &rows[i] : NULL, *const ready = i >= behind ? &rows[i - behind] : NULL;
+        const int rooted = behind ? i - 1 : i;
+        if (row) TFM__FN(norm_begin)(a, row, m, first);
+        if (row || ready) TFM__FN(norm_pass)(a, row, behind ? ready : NULL);
+        if (row) TFM__FN(norm_center)(a, row, share);
+        if (rooted >= 0 && rooted < count) {
+            rows[rooted].rstd = (float)(1.0 / sqrt(rows[rooted].moment[1] + (double)a->eps));
+            rows[rooted].low *= rows[rooted].rstd;
         }
-        if (bias) {
-            TFM__EACH(b[u] = v_load(bias + i + u * TFM__W))
-        }
-        TFM__EACH(unit[u] = v_fma(v_sub(v_load(x + i + u * TFM__W), mean), rstd, low))
-        TFM__EACH(v_store(y + i + u * TFM__W, v_fma(unit[u], w[u], b[u])))
+        if (!behind) TFM__FN(norm_pass)(a, NULL, ready);
     }
-#endif
-    for (; i < n; i += TFM__W) {
-        const int64_t m = n - i;
-        tfm__v w = v_set1(1.0f), b = v_zero();
-        if (weight) w = v_add(TFM__FN(get)(weight + i, m), offset);
-        if (bias) b = TFM__FN(get)(bias + i, m);
-        TFM__FN(put)(y + i, v_fma(v_fma(v_sub(TFM__FN(get)(x + i, m), mean), rstd, low), w, b), m);
-    }
-}
-
-#if TFM__PASS != TFM__SCALAR
-TFM__NOINLINE void TFM__FN(norm_finish4)(const tfm__norm *a) {
-    enum { count = 4 };
-    const tfm__v offset = v_set1(a->weight_offset);
-    const float *const weight = a->weight, *const bias = a->bias;
-    const float *const x0 = a[0].x, *const x1 = a[1].x, *const x2 = a[2].x, *const x3 = a[3].x;
-    float *const y0 = a[0].y, *const y1 = a[1].y, *const y2 = a[2].y, *const y3 = a[3].y;
-    const int64_t n = a->n;
-    tfm__g mean, rstd, low;
-    TFM__EACH(mean[u] = v_set1(a[u].mean))
-    TFM__EACH(rstd[u] = v_set1(a[u].rstd))
-    TFM__EACH(low[u] = v_set1(a[u].low))
-    for (int64_t i = 0; i < n; i += TFM__W) {
-        const int64_t m = n - i;
-        tfm__v w = v_set1(1.0f), b = v_zero();
-        tfm__g unit;
-        if (weight) w = v_add(TFM__FN(get)(weight + i, m), offset);
-        if (bias) b = TFM__FN(get)(bias + i, m);
-        unit[0] = TFM__FN(get)(x0 + i, m);
-        unit[1] = TFM__FN(get)(x1 + i, m);
-        unit[2] = TFM__FN(get)(x2 + i, m);
-        unit[3] = TFM__FN(get)(x3 + i, m);
-        TFM__EACH(unit[u] = v_fma(v_sub(unit[u], mean[u]), rstd[u], low[u]))
-        TFM__EACH(unit[u] = v_fma(unit[u], w, b))
-        TFM__FN(put)(y0 + i, unit[0], m);
-        TFM__FN(put)(y1 + i, unit[1], m);
-        TFM__FN(put)(y2 + i, unit[2], m);
-        TFM__FN(put)(y3 + i, unit[3], m);
-    }
-}
-#endif
-
-static void TFM__FN(norm)(tfm__norm *rows, int count, int subtract_mean) {
-    int i = 0;
-    TFM__FN(norm_measure)(rows, count, subtract_mean);
-#if TFM__PASS != TFM__SCALAR
-    for (; i + 4 <= count; i += 4) TFM__FN(norm_finish4)(&rows[i]);
-#endif
-    for (; i < count; i++) TFM__FN(norm_finish)(&rows[i]);
 }
 
 /* -- rotary positions ---------------------------------------------------------------------------------------------- */
@@ -10417,19 +10456,14 @@ typedef struct tfm__softmax {
     tfm__lanes lanes;
 } tfm__softmax;
 
-#define TFM__NORM_NEAR 4096 /* elements of rows taken together: with their results they stay in L1 */
-
-static int tfm__rows_together(int64_t n) {
-    return (int)tfm__max64(1, tfm__min64(TFM__NORM_ROWS, TFM__NORM_NEAR / tfm__max64(1, n)));
-}
+#define TFM__SOFTMAX_LONG 16384 /* elements of a row beside which L2 holds no other */
 
 static void tfm__softmax_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__softmax *const s = (const tfm__softmax *)arg;
     const int direct_x = s->x_dtype == TFM_F32 && s->x_step == 1, direct_y = s->y_dtype == TFM_F32 && s->y_step == 1;
-    const int together = direct_y ? tfm__rows_together(s->n) : 1; /* a lane holds one row */
+    const int together = direct_y && s->n <= TFM__SOFTMAX_LONG ? TFM__NORM_ROWS : 1; /* a lane holds one */
     float *const lane = (float *)tfm__lane(s->c, &s->lanes, slot);
-    const float *x[TFM__NORM_ROWS];
-    float *y[TFM__NORM_ROWS];
+    tfm__softmax_row rows[TFM__NORM_ROWS];
     tfm__cursor at;
     int64_t row;
     int r, count;
@@ -10439,15 +10473,15 @@ static void tfm__softmax_task(void *arg, int64_t begin, int64_t end, int slot) {
         count = (int)tfm__min64(together, end - row);
         for (r = 0; r < count; ++r) {
             dst = s->y + at.offset[0] * tfm_dtype_size(s->y_dtype);
-            x[r] = (const float *)tfm__byte(s->x, s->x_dtype, at.offset[1]);
-            y[r] = direct_y ? (float *)(void *)dst : lane;
+            rows[r].x = (const float *)tfm__byte(s->x, s->x_dtype, at.offset[1]);
+            rows[r].y = direct_y ? (float *)(void *)dst : lane;
             if (!direct_x) {
-                s->k->load(y[r], x[r], s->x_dtype, s->x_step, s->n);
-                x[r] = y[r];
+                s->k->load(rows[r].y, rows[r].x, s->x_dtype, s->x_step, s->n);
+                rows[r].x = rows[r].y;
             }
             tfm__cursor_next(&s->w, &at);
         }
-        s->k->softmax(y, x, count, s->n, s->log_form);
+        s->k->softmax(rows, count, s->n, s->log_form);
         if (!direct_y) s->k->store(dst, s->y_dtype, s->y_step, lane, s->n);
     }
 }
@@ -10504,9 +10538,7 @@ enum { TFM__NORM_Y, TFM__NORM_SUM, TFM__NORM_X, TFM__NORM_RESIDUAL, TFM__NORM_WE
 typedef struct tfm__norming {
     tfm_ctx *c;
     const struct tfm__kernels *k;
-    int subtract_mean;
-    float eps, weight_offset;
-    int64_t n;
+    tfm__norm norm;
     tfm__walk rows;              /* y, sum, x, residual over the leading dims */
     tfm__walk inner[TFM__NORM_PARTS];  /* of each part over the normalised dims: rows of n elements */
     const tfm_tensor *t[TFM__NORM_PARTS];
@@ -10531,52 +10563,50 @@ static void tfm__norm_load(const tfm__norming *a, int part, int64_t offset, floa
 
 /* Where a part's row, row r of those in the lane, lies now: in place, or (load 1: after loading it) in the lane. NULL:
  * there is no such part. */
-static float *tfm__norm_row(const tfm__norming *a, int part, int64_t offset, float *lane, int r, int load) {
-    if (!a->t[part]) return NULL;
-    if (a->lane[part] < 0) return (float *)a->t[part]->data + offset;
+static float *tfm__norm_in_lane(const tfm__norming *a, int part, int64_t offset, float *lane, int r, int load) {
     lane += a->lane[part] + r * a->lane_row;
     if (load) tfm__norm_load(a, part, offset, lane);
     return lane;
 }
 
+TFM__ALWAYS_INLINE float *tfm__norm_row_at(const tfm__norming *a, int part, int64_t offset, float *lane, int r,
+                                           int load) {
+    if (!a->t[part]) return NULL;
+    return a->lane[part] < 0 ? (float *)a->t[part]->data + offset : tfm__norm_in_lane(a, part, offset, lane, r, load);
+}
+
 static void tfm__norm_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__norming *const a = (const tfm__norming *)arg;
     float *const lane = (float *)tfm__lane(a->c, &a->lanes, slot);
-    tfm__norm rows[TFM__NORM_ROWS];
+    tfm__norm norm = a->norm;
+    tfm__norm_row rows[TFM__NORM_ROWS];
     tfm__cursor at;
     int64_t i, offset[TFM__NORM_ROWS][2]; /* of y and sum */
     int part, r, count;
-    rows[0].weight = tfm__norm_row(a, TFM__NORM_WEIGHT, 0, lane, 0, 1);
-    rows[0].bias = tfm__norm_row(a, TFM__NORM_BIAS, 0, lane, 0, 1);
+    norm.weight = tfm__norm_row_at(a, TFM__NORM_WEIGHT, 0, lane, 0, 1);
+    norm.bias = tfm__norm_row_at(a, TFM__NORM_BIAS, 0, lane, 0, 1);
     tfm__cursor_at(&a->rows, begin, &at);
     for (i = begin; i < end; i += count) {
         count = (int)tfm__min64(a->together, end - i);
         for (r = 0; r < count; ++r) {
-            tfm__norm *const row = &rows[r];
-            row->n = a->n;
-            row->eps = a->eps;
-            row->weight_offset = a->weight_offset;
-            row->weight = rows[0].weight;
-            row->bias = rows[0].bias;
-            row->x = tfm__norm_row(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, r, 1);
-            row->residual = tfm__norm_row(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, r, 1);
-            row->sum_out = tfm__norm_row(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, r, 0);
-            row->y = tfm__norm_row(a, TFM__NORM_Y, at.offset[TFM__NORM_Y], lane, r, 0);
+            tfm__norm_row *const row = &rows[r];
+            row->x = tfm__norm_row_at(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, r, 1);
+            row->residual = tfm__norm_row_at(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, r, 1);
+            row->sum = tfm__norm_row_at(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, r, 0);
+            row->y = tfm__norm_row_at(a, TFM__NORM_Y, at.offset[TFM__NORM_Y], lane, r, 0);
             memcpy(offset[r], at.offset, sizeof(offset[r]));
             tfm__cursor_next(&a->rows, &at);
         }
-        a->k->norm(rows, count, a->subtract_mean);
-        for (r = 0; r < count; ++r) {
-            for (part = TFM__NORM_Y; part <= TFM__NORM_SUM; ++part) {
-                const tfm_tensor *const t = a->t[part];
-                if (t && a->lane[part] >= 0) {
-                    a->k->store((char *)t->data + offset[r][part] * tfm_dtype_size(t->dtype), t->dtype, 1,
-                                tfm__norm_row(a, part, 0, lane, r, 0), a->n);
-                }
+        a->k->norm(&norm, rows, count);
+        for (part = TFM__NORM_Y; part <= TFM__NORM_SUM; ++part) {
+            const tfm_tensor *const t = a->t[part];
+            for (r = 0; r < count && t && a->lane[part] >= 0; ++r) {
+                a->k->store((char *)t->data + offset[r][part] * tfm_dtype_size(t->dtype), t->dtype, 1,
+                            tfm__norm_in_lane(a, part, 0, lane, r, 0), norm.n);
             }
-            if (a->mean) a->mean[i + r] = rows[r].mean;
-            if (a->rstd) a->rstd[i + r] = rows[r].rstd;
         }
+        for (r = 0; r < count && a->mean; ++r) a->mean[i + r] = rows[r].mean;
+        for (r = 0; r < count && a->rstd; ++r) a->rstd[i + r] = rows[r].rstd;
     }
 }
 
@@ -10600,12 +10630,14 @@ static int tfm__need_trailing(tfm__op *o, const char *name, const tfm_tensor *t,
     return 0;
 }
 
+#define TFM__NORM_NEAR 4096 /* elements of a part that a lane holds, or a row of more */
+
 /* The parts that a lane must hold, and room for them. */
 static int tfm__norm_lanes(tfm__op *o, tfm__norming *a) {
     int64_t size = 0;
     int part;
-    a->lane_row = tfm__round_up(a->n, 16);
-    a->together = tfm__rows_together(a->n);
+    a->lane_row = tfm__round_up(a->norm.n, 16);
+    a->together = (int)tfm__max64(1, tfm__min64(TFM__NORM_ROWS, TFM__NORM_NEAR / tfm__max64(1, a->norm.n)));
     for (part = 0; part < TFM__NORM_PARTS; ++part) {
         const tfm_tensor *const t = a->t[part];
         a->lane[part] = -1;
@@ -10617,6 +10649,7 @@ static int tfm__norm_lanes(tfm__op *o, tfm__norming *a) {
         a->lane[part] = size;
         size += part < TFM__NORM_WEIGHT ? a->together * a->lane_row : a->lane_row;
     }
+    if (size == 0) a->together = TFM__NORM_ROWS;
     return tfm__lanes_get(o, &a->lanes, size * (int64_t)sizeof(float));
 }
 
@@ -10667,9 +10700,10 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
     o.saved[1] = rstd;
     a.c = c;
     a.k = o.k;
-    a.subtract_mean = subtract_mean;
-    a.eps = (float)o.attr[0];
-    a.weight_offset = with->weight_offset;
+    a.norm.subtract_mean = subtract_mean;
+    a.norm.eps = (float)o.attr[0];
+    a.norm.weight_offset = with->weight_offset;
+    a.norm.weight = a.norm.bias = NULL;
     a.mean = mean ? (float *)mean->data : NULL;
     a.rstd = rstd ? (float *)rstd->data : NULL;
     a.t[TFM__NORM_Y] = y;
@@ -10678,13 +10712,13 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
     a.t[TFM__NORM_RESIDUAL] = with->residual;
     a.t[TFM__NORM_WEIGHT] = weight;
     a.t[TFM__NORM_BIAS] = bias;
-    a.n = tfm__sizes(dims, x->shape + x->ndim - dims);
+    a.norm.n = tfm__sizes(dims, x->shape + x->ndim - dims);
     for (part = 0; part < TFM__NORM_PARTS; ++part) {
         if (a.t[part]) tfm__norm_inner(&a.inner[part], a.t[part], dims);
     }
     if (!tfm__norm_lanes(&o, &a)) return tfm__leave(&o, NULL);
     rows = tfm__sizes(x->ndim - dims, x->shape);
-    if (o.run && a.n == 0) { /* statistics of nothing */
+    if (o.run && a.norm.n == 0) { /* statistics of nothing */
         if (mean) tfm__fill(c, mean, tfm__nan());
         if (rstd) tfm__fill(c, rstd, tfm__nan());
     } else if (o.run && rows) {
@@ -10692,7 +10726,7 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
         for (part = 0; part < 4; ++part) {
             for (i = 0; i < a.rows.ndim; ++i) a.rows.stride[part][i] = a.t[part] ? a.t[part]->stride[i] : 0;
         }
-        tfm__for(c, rows, tfm__max64(1, TFM__RUN / a.n), 8.0 * (double)tfm_numel(x), tfm__norm_task, &a);
+        tfm__for(c, rows, tfm__max64(1, TFM__RUN / a.norm.n), 8.0 * (double)tfm_numel(x), tfm__norm_task, &a);
     }
     y = tfm__leave(&o, y);
     if (y && with->sum) *with->sum = sum;
@@ -20582,6 +20616,7 @@ TFM__STRICT_FP_END
 #undef TFM__NOINLINE
 #undef TFM__NORM_NEAR
 #undef TFM__NORM_ROWS
+#undef TFM__NORM_SHORT
 #undef TFM__NOT1
 #undef TFM__OPS
 #undef TFM__OP_ATTRS
@@ -20647,6 +20682,7 @@ TFM__STRICT_FP_END
 #undef TFM__SHAPE_TEXT
 #undef TFM__SINCOS_LIMIT
 #undef TFM__SMALL_WORK
+#undef TFM__SOFTMAX_LONG
 #undef TFM__SPIN_US
 #undef TFM__STACK_BYTES
 #undef TFM__STARS_MOST
@@ -20657,7 +20693,6 @@ TFM__STRICT_FP_END
 #undef TFM__STRICT_FP_END
 #undef TFM__SUB1
 #undef TFM__SUM_CHUNK
-#undef TFM__SUM_EXP
 #undef TFM__SUM_PRODUCTS
 #undef TFM__SUM_SQUARES
 #undef TFM__SUM_X

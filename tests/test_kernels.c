@@ -8,10 +8,13 @@
 
 #include <stddef.h>
 
-enum { PANEL = 16, KEY_PANEL = 64, ATTENTION_ROWS = 48, NORM_ROWS = 4 }; /* of chapter 4 */
+enum { PANEL = 16, KEY_PANEL = 64, ATTENTION_ROWS = 48, TOGETHER = 5, SHORT_ROW = 1024 }; /* of chapter 4 */
 
 static void softmax_row(const tfm__kernels *k, float *y, const float *x, int64_t n, int log_form) {
-    k->softmax(&y, &x, 1, n, log_form);
+    tfm__softmax_row row;
+    row.x = x;
+    row.y = y;
+    k->softmax(&row, 1, n, log_form);
 }
 
 /* -- tables -------------------------------------------------------------------------------------------------------- */
@@ -741,17 +744,17 @@ Test(kernels, a_softmax_has_the_same_bits_whichever_rows_are_taken_with_it) {
         int sizes[MOST_SIZES], sizes_count = row_sizes(k, sizes);
         for (s = 1; s < sizes_count; s++)
             for (log_form = 0; log_form < 2; log_form++)
-                for (count = 2; count <= NORM_ROWS; count++) {
+                for (count = 2; count <= TOGETHER; count++) {
                     const int n = sizes[s];
-                    float *x = floats(0, n * count), *y = floats(1, n * count), *alone = floats(2, n), *to[NORM_ROWS];
-                    const float *from[NORM_ROWS];
+                    float *x = floats(0, n * count), *y = floats(1, n * count), *alone = floats(2, n);
+                    tfm__softmax_row rows[TOGETHER];
                     fill_normal(x, n * count);
                     for (i = 0; i < n; i++) x[n + i] = (float)-HUGE_VAL; /* beside a row without an element */
-                    for (r = 0; r < count; r++) from[r] = x + r * n, to[r] = y + r * n;
-                    k->softmax(to, from, count, n, log_form);
+                    for (r = 0; r < count; r++) rows[r].x = x + r * n, rows[r].y = y + r * n;
+                    k->softmax(rows, count, n, log_form);
                     for (r = 0; r < count; r++) {
-                        softmax_row(k, alone, from[r], n, log_form);
-                        CHECK(same(alone, to[r], n * 4), "%s: row %d of %d, n %d, log %d", k->name, r, count, n,
+                        softmax_row(k, alone, x + r * n, n, log_form);
+                        CHECK(same(alone, y + r * n, n * 4), "%s: row %d of %d, n %d, log %d", k->name, r, count, n,
                               log_form);
                     }
                 }
@@ -818,6 +821,7 @@ static void check_norm(const tfm__kernels *k, int n, int form, double mean_of_x)
           *sum = floats(4, n), *y = floats(5, n);
     double mean = 0, variance = 0;
     tfm__norm a;
+    tfm__norm_row row;
     int i;
     fill_normal(x, n);
     fill_normal(residual, n);
@@ -826,29 +830,31 @@ static void check_norm(const tfm__kernels *k, int n, int form, double mean_of_x)
     for (i = 0; i < n; i++) x[i] = rounded((double)x[i] + mean_of_x);
     if (!(form & 2)) fill_value(residual, n, 0);
     memset(&a, 0, sizeof a);
+    memset(&row, 0, sizeof row);
     memcpy(y, x, (size_t)n * 4);
     a.n = n;
-    a.x = in_place ? y : x;
-    if (form & 2) a.residual = residual;
+    a.subtract_mean = subtract;
+    row.x = in_place ? y : x;
+    if (form & 2) row.residual = residual;
     if (form & 4) a.weight = weight;
     if (form & 8) a.bias = bias;
-    if (form & 16) a.sum_out = sum;
+    if (form & 16) row.sum = sum;
     if (form & 64) a.weight_offset = 1;
     a.eps = (float)eps;
-    a.y = y;
-    k->norm(&a, 1, subtract);
+    row.y = y;
+    k->norm(&a, &row, 1);
     for (i = 0; i < n; i++) x[i] = rounded((double)x[i] + (double)residual[i]);
     for (i = 0; i < n && subtract; i++) mean += (double)x[i] / n;
     for (i = 0; i < n; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / n;
-    CHECK(fabs((double)a.mean - mean) <= budget[BUDGET_NORM].most * at_least_one(mean), "%s: mean %.9g, not %.9g",
-          k->name, (double)a.mean, mean);
-    CHECK(fabs((double)a.rstd * sqrt(variance + eps) - 1) <= budget[BUDGET_NORM].most, "%s: 1/deviation of %d", k->name,
+    CHECK(fabs((double)row.mean - mean) <= budget[BUDGET_NORM].most * at_least_one(mean), "%s: mean %.9g, not %.9g",
+          k->name, (double)row.mean, mean);
+    CHECK(fabs((double)row.rstd * sqrt(variance + eps) - 1) <= budget[BUDGET_NORM].most, "%s: 1/deviation of %d", k->name,
           n);
     for (i = 0; i < n; i++) {
         const double unit = ((double)x[i] - mean) / sqrt(variance + eps);
         const double exact =
             unit * (form & 4 ? (double)weight[i] + (double)a.weight_offset : 1) + (form & 8 ? (double)bias[i] : 0);
-        CHECK(!(form & 16) || sum[i] == x[i], "%s: sum_out, form %d", k->name, form);
+        CHECK(!(form & 16) || sum[i] == x[i], "%s: sum, form %d", k->name, form);
         CHECK(fabs((double)y[i] - exact) <= budget[BUDGET_NORM].most * at_least_one(exact) * (n == 1 ? 400 : 1),
               "%s: form %d, n %d: %.9g, not %.9g", k->name, form, n, (double)y[i], exact);
     }
@@ -857,7 +863,8 @@ static void check_norm(const tfm__kernels *k, int n, int form, double mean_of_x)
 Test(kernels, norms_stay_within_their_budget_in_every_form) {
     int s, form;
     EACH_TABLE(k) {
-        int sizes[MOST_SIZES], count = row_sizes(k, sizes);
+        int sizes[MOST_SIZES + 1], count = row_sizes(k, sizes);
+        sizes[count++] = SHORT_ROW + 77;
         for (s = 1; s < count; s++)
             for (form = 0; form < 128; form++) check_norm(k, sizes[s], form, 3);
         assert_fronts_untouched("norm");
@@ -867,34 +874,37 @@ Test(kernels, norms_stay_within_their_budget_in_every_form) {
 Test(kernels, a_norm_has_the_same_bits_whichever_rows_are_taken_with_it) {
     int s, form, count, r;
     EACH_TABLE(k) {
-        int sizes[MOST_SIZES], sizes_count = row_sizes(k, sizes);
+        int sizes[MOST_SIZES + 1], sizes_count = row_sizes(k, sizes);
+        sizes[sizes_count++] = SHORT_ROW + 77;
         for (s = 1; s < sizes_count; s++)
             for (form = 0; form < 4; form++)
-                for (count = 2; count <= NORM_ROWS; count++) {
+                for (count = 2; count <= TOGETHER; count++) {
                     const int n = sizes[s];
                     float *x = floats(0, n * count), *residual = floats(1, n * count), *weight = floats(2, n),
                           *y = floats(3, n * count), *sum = floats(4, n * count), *alone = floats(5, n);
-                    tfm__norm rows[NORM_ROWS], one;
+                    tfm__norm_row rows[TOGETHER], one;
+                    tfm__norm a;
                     fill_normal(x, n * count);
                     fill_normal(residual, n * count);
                     fill_normal(weight, n);
                     x[0] += 1e4f; /* the first row's moments are taken twice */
                     memset(rows, 0, sizeof rows);
+                    memset(&a, 0, sizeof a);
+                    a.n = n, a.eps = 1e-5f, a.weight = weight, a.subtract_mean = form & 1;
                     for (r = 0; r < count; r++) {
-                        rows[r].n = n, rows[r].x = x + r * n, rows[r].y = y + r * n, rows[r].eps = 1e-5f;
-                        rows[r].weight = weight;
-                        if (form & 2) rows[r].residual = residual + r * n, rows[r].sum_out = sum + r * n;
+                        rows[r].x = x + r * n, rows[r].y = y + r * n;
+                        if (form & 2) rows[r].residual = residual + r * n, rows[r].sum = sum + r * n;
                     }
                     one = rows[count - 1];
-                    one.y = alone, one.sum_out = NULL;
-                    k->norm(rows, count, form & 1);
-                    k->norm(&one, 1, form & 1);
+                    one.y = alone, one.sum = NULL;
+                    k->norm(&a, rows, count);
+                    k->norm(&a, &one, 1);
                     CHECK(same(alone, y + (count - 1) * n, n * 4) && one.mean == rows[count - 1].mean &&
                               one.rstd == rows[count - 1].rstd,
                           "%s: the last of %d rows of %d, form %d", k->name, count, n, form);
-                    one = rows[0];
-                    one.x = form & 2 ? sum : x, one.residual = NULL, one.sum_out = NULL, one.y = alone;
-                    k->norm(&one, 1, form & 1);
+                    memset(&one, 0, sizeof one);
+                    one.x = form & 2 ? sum : x, one.y = alone;
+                    k->norm(&a, &one, 1);
                     CHECK(same(alone, y, n * 4), "%s: the first of %d rows of %d, form %d", k->name, count, n, form);
                 }
     }
@@ -919,7 +929,9 @@ Test(kernels, layer_norm_keeps_its_digits_on_hostile_rows) {
             float x[N], y[N];
             double mean = 0, variance = 0;
             tfm__norm a;
+            tfm__norm_row row;
             memset(&a, 0, sizeof a);
+            memset(&row, 0, sizeof row);
             fill_normal(x, N);
             for (i = 0; i < N; i++) {
                 const double v = (double)x[i];
@@ -928,12 +940,13 @@ Test(kernels, layer_norm_keeps_its_digits_on_hostile_rows) {
                                : kind == 2 ? 3e4 + 40.0 * i + v
                                            : (i == N - 1 ? 1e6 : 1e-3 * v));
             }
-            a.n = N, a.x = x, a.y = y, a.eps = 1e-12f;
-            k->norm(&a, 1, 1);
+            a.n = N, a.eps = 1e-12f, a.subtract_mean = 1;
+            row.x = x, row.y = y;
+            k->norm(&a, &row, 1);
             for (i = 0; i < N; i++) mean += (double)x[i] / N;
             for (i = 0; i < N; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / N;
-            CHECK(fabs((double)a.rstd * sqrt(variance + 1e-12) - 1) <= 1e-6, "%s: 1/deviation of row %d: %.9g",
-                  k->name, kind, (double)a.rstd);
+            CHECK(fabs((double)row.rstd * sqrt(variance + 1e-12) - 1) <= 1e-6, "%s: 1/deviation of row %d: %.9g",
+                  k->name, kind, (double)row.rstd);
             for (i = 0; i < N; i++) {
                 const double exact = ((double)x[i] - mean) / sqrt(variance + 1e-12);
                 CHECK(fabs((double)y[i] - exact) <= budget[BUDGET_NORM].most * at_least_one(exact),
@@ -950,16 +963,19 @@ Test(kernels, norm_of_nan_is_nan_and_of_zeros_is_the_bias) {
         for (subtract = 0; subtract < 2; subtract++) {
             float x[40], y[40], bias[40];
             tfm__norm a;
+            tfm__norm_row row;
             memset(&a, 0, sizeof a);
-            a.n = n, a.x = x, a.y = y, a.bias = bias, a.eps = 1e-5f;
+            memset(&row, 0, sizeof row);
+            a.n = n, a.bias = bias, a.eps = 1e-5f, a.subtract_mean = subtract;
+            row.x = x, row.y = y;
             fill_value(x, n, 0);
             fill_normal(bias, n);
-            k->norm(&a, 1, subtract);
+            k->norm(&a, &row, 1);
             CHECK(same(y, bias, n * 4), "%s: zeros", k->name);
             for (lane = 0; lane < n; lane++) {
                 fill_normal(x, n);
                 x[lane] = (float)NAN;
-                k->norm(&a, 1, subtract);
+                k->norm(&a, &row, 1);
                 for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: NaN at %d lost at %d", k->name, lane, i);
             }
         }
