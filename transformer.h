@@ -2869,6 +2869,16 @@ typedef struct tfm__norm_row {
     double moment[2];
 } tfm__norm_row;
 
+/* Rotary positions of rows of n: pairs (i, i + n/2) or, interleaved, (2i, 2i+1); cosine, sine hold n/2 values a row; y
+ * may be x. *_row: elements from a row to the next. */
+typedef struct tfm__rotary_rows {
+    int64_t rows, n;
+    int interleaved;
+    float *y;
+    const float *x, *cosine, *sine;
+    int64_t y_row, x_row, table_row;
+} tfm__rotary_rows;
+
 /* One attention tile: `rows` queries (of one batch row and one key/value head; in grouped attention rows run over
  * the heads of the group too) against one block of at most TFM__BLOCK_KEYS keys. See chapter 9 for who fills it. */
 typedef struct tfm__attn_tile {
@@ -2936,8 +2946,7 @@ struct tfm__kernels {
     float (*logsumexp)(const float *x, int64_t n);
     /* a row's bits do not depend on the others */
     void (*norm)(const tfm__norm *a, tfm__norm_row *rows, int count);
-    /* rotary: pairs (i, i + n/2) or, interleaved, (2i, 2i+1); cosine, sine hold n/2 values; y may be x */
-    void (*rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n, int interleaved);
+    void (*rotary)(const tfm__rotary_rows *a);
     float (*dot)(const float *a, const float *b, int64_t n);
 
     /* to = from * by, n elements of each row; meanwhile fetches as many bytes at `ahead` into L2 */
@@ -4150,14 +4159,6 @@ TFM__ALWAYS_INLINE void TFM__FN(g_put)(float *p, const tfm__v *x, int64_t m) {
 /* Elements that do not lie side by side go through a stack buffer of this many, then in vectors. */
 #define TFM__GATHER 64
 
-static void TFM__FN(copy)(float *dst, const float *src, int64_t n) {
-    TFM__GROUPS(0, n) {
-        tfm__g x;
-        TFM__FN(g_get)(x, src + i, n - i);
-        TFM__FN(g_put)(dst + i, x, n - i);
-    }
-}
-
 /* A group of either type: one decision for all. */
 #define TFM__HALVES(f16, bf16) \
     enum { count = TFM__G }; \
@@ -4240,7 +4241,7 @@ static void TFM__FN(store_half)(uint16_t *dst, int dtype, int64_t stride, const 
 
 static void TFM__FN(load)(float *dst, const void *src, int src_dtype, int64_t src_stride, int64_t n) {
     if (src_dtype == TFM_F32 && src_stride == 1) {
-        TFM__FN(copy)(dst, (const float *)src, n);
+        memmove(dst, src, (size_t)n * sizeof(float));
         return;
     }
     switch (src_dtype) {
@@ -4272,7 +4273,7 @@ static void TFM__FN(load)(float *dst, const void *src, int src_dtype, int64_t sr
 
 static void TFM__FN(store)(void *dst, int dst_dtype, int64_t dst_stride, const float *src, int64_t n) {
     if (dst_dtype == TFM_F32 && dst_stride == 1) {
-        TFM__FN(copy)((float *)dst, src, n);
+        memmove(dst, src, (size_t)n * sizeof(float));
         return;
     }
     switch (dst_dtype) {
@@ -4471,7 +4472,7 @@ static void TFM__FN(unary_pow)(float *y, const float *x, float p0, float p1, int
     } else if (p0 == -0.5f) {
         TFM__FN(unary_rsqrt)(y, x, p0, p1, n);
     } else if (p0 == 1.0f) {
-        TFM__FN(copy)(y, x, n);
+        memmove(y, x, (size_t)n * sizeof(float));
     } else if (p0 == -1.0f) {
         TFM__FN(unary_recip)(y, x, p0, p1, n);
     } else {
@@ -4782,7 +4783,7 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
 /* What a pass needs of a row that it measures: c is the mean of its first elements. */
 TFM__ALWAYS_INLINE void TFM__FN(norm_begin)(const tfm__norm *a, tfm__norm_row *row, int64_t m, tfm__v share) {
     row->mean = row->rstd = row->low = row->shift = 0.0f;
-    if (!row->residual && row->sum) TFM__FN(activation_none)(row->sum, row->x, NULL, NULL, a->n);
+    if (!row->residual && row->sum) memmove(row->sum, row->x, (size_t)a->n * sizeof(float));
     if (!row->sum) row->sum = row->y;
     if (m > 0) {
         tfm__v first = TFM__FN(get)(row->x, m);
@@ -4847,16 +4848,11 @@ TFM__ALWAYS_INLINE void TFM__FN(rotate)(float *ya, float *yb, const float *xa, c
     if (i < n) TFM__ROTATE(TFM__ROTATE_GET, TFM__ROTATE_PUT)
 }
 
-static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const float *sine, int64_t n,
-                            int interleaved) {
+TFM__ALWAYS_INLINE void TFM__FN(rotate_twos)(float *y, const float *x, const float *cosine, const float *sine,
+                                             int64_t n) {
     const tfm__i even = vi_shl(vi_add(v_to_i(v_iota()), vi_set1(1)), 31); /* the sign bit of even lanes */
-    const int64_t half = n / 2;
-    if (!interleaved) {
-        TFM__FN(rotate)(y, y + half, x, x + half, cosine, sine, half);
-        return;
-    }
-    for (int64_t i = 0; i < 2 * half; i += TFM__W) { /* the same two roundings: -(b s) + a c, a s + b c */
-        const int64_t m = 2 * half - i;
+    for (int64_t i = 0; i < n; i += TFM__W) { /* the same two roundings: -(b s) + a c, a s + b c */
+        const int64_t m = n - i;
         const float *c = cosine + i / 2, *s = sine + i / 2;
         float rest[2][TFM__W / 2];
         tfm__v v;
@@ -4870,6 +4866,22 @@ static void TFM__FN(rotary)(float *y, const float *x, const float *cosine, const
         v = TFM__FN(get)(x + i, m);
         v = v_fma(v_swap(v), vi_as_v(vi_xor(v_as_i(v_twice(s)), even)), v_mul(v, v_twice(c)));
         TFM__FN(put)(y + i, v, m);
+    }
+}
+
+static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
+    tfm__rotary_rows a = *rows;
+    const int64_t half = a.n / 2;
+    for (; a.rows > 0; a.rows--) {
+        if (a.interleaved) {
+            TFM__FN(rotate_twos)(a.y, a.x, a.cosine, a.sine, 2 * half);
+        } else {
+            TFM__FN(rotate)(a.y, a.y + half, a.x, a.x + half, a.cosine, a.sine, half);
+        }
+        a.y += a.y_row;
+        a.x += a.x_row;
+        a.cosine += a.table_row;
+        a.sine += a.table_row;
     }
 }
 
@@ -5892,7 +5904,7 @@ static void TFM__FN(attn_merge)(int64_t rows, int64_t value_size, float *max, fl
             if (max[r] == minus_inf) {
                 max[r] = max2[r];
                 sum[r] = sum2[r];
-                TFM__FN(copy)(to, from, value_size);
+                memcpy(to, from, (size_t)value_size * sizeof(float));
                 continue;
             }
             const tfm__v by = v_set1(scale[0][r - begin]), by2 = v_set1(scale[1][r - begin]);
@@ -10569,7 +10581,7 @@ static float *tfm__norm_in_lane(const tfm__norming *a, int part, int64_t offset,
     return lane;
 }
 
-TFM__ALWAYS_INLINE float *tfm__norm_row_at(const tfm__norming *a, int part, int64_t offset, float *lane, int r,
+static float *tfm__norm_row_at(const tfm__norming *a, int part, int64_t offset, float *lane, int r,
                                            int load) {
     if (!a->t[part]) return NULL;
     return a->lane[part] < 0 ? (float *)a->t[part]->data + offset : tfm__norm_in_lane(a, part, offset, lane, r, load);
@@ -15182,8 +15194,8 @@ TFM_API tfm_status tfm_rotary_tables(tfm_ctx *c, const tfm_rope *rope, int64_t h
 typedef struct tfm__rotate {
     const tfm__kernels *k;
     const tfm_tensor *x, *y;
-    const float *cosine, *sine; /* rows of `pairs` values, row_step apart */
-    int64_t cosine_step, sine_step;
+    const float *cosine, *sine; /* rows of `pairs` values, table_step apart */
+    int64_t table_step;
     int64_t pairs, heads, length;
     tfm__places places; /* positions set: number of the table's row */
     int64_t batch_step; /* else the row is b * batch_step + l */
@@ -15198,19 +15210,29 @@ static void tfm__rotate_task(void *arg, int64_t begin, int64_t end, int slot) {
     const int64_t d = x->shape[3];
     const int plain = x->dtype == TFM_F32 && x->stride[3] == 1;
     float *row = (float *)tfm__lane(j->c, &j->lanes, slot);
-    int64_t r, l = begin % j->length, h = begin / j->length % j->heads, b = begin / j->length / j->heads;
-    for (r = begin; r < end; r++) {
+    int64_t r, i, l = begin % j->length, h = begin / j->length % j->heads, b = begin / j->length / j->heads;
+    tfm__rotary_rows a;
+    a.n = 2 * j->pairs;
+    a.interleaved = j->interleaved;
+    a.x_row = x->stride[2];
+    a.y_row = d;
+    a.table_row = j->table_step;
+    for (r = begin; r < end; r += a.rows) {
         const int64_t at = j->places.positions ? tfm__place(&j->places, b * j->length + l) : b * j->batch_step + l;
         const char *from = tfm__at(x, b * x->stride[0] + h * x->stride[1] + l * x->stride[2]);
         char *to = tfm__at(y, r * d);
-        float *out = y->dtype == TFM_F32 ? (float *)(void *)to : row;
-        const float *const in = plain ? (const float *)(const void *)from : out;
-        if (!plain) j->k->load(out, from, x->dtype, x->stride[3], d);
-        else if (d > 2 * j->pairs) memcpy(out + 2 * j->pairs, in + 2 * j->pairs, (size_t)(d - 2 * j->pairs) * 4);
-        j->k->rotary(out, in, j->cosine + at * j->cosine_step, j->sine + at * j->sine_step, 2 * j->pairs,
-                     j->interleaved);
-        if (y->dtype != TFM_F32) j->k->store(to, y->dtype, 1, out, d);
-        if (++l < j->length) continue;
+        a.y = y->dtype == TFM_F32 ? (float *)(void *)to : row;
+        a.x = plain ? (const float *)(const void *)from : a.y;
+        a.cosine = j->cosine + at * j->table_step;
+        a.sine = j->sine + at * j->table_step;
+        a.rows = plain && y->dtype == TFM_F32 && !j->places.positions ? tfm__min64(end - r, j->length - l) : 1;
+        if (!plain) j->k->load(a.y, from, x->dtype, x->stride[3], d);
+        for (i = 0; i < a.rows && plain && d > a.n; i++)
+            memcpy(a.y + i * a.y_row + a.n, a.x + i * a.x_row + a.n, (size_t)(d - a.n) * 4);
+        j->k->rotary(&a);
+        if (y->dtype != TFM_F32) j->k->store(to, y->dtype, 1, a.y, d);
+        l += a.rows;
+        if (l < j->length) continue;
         l = 0;
         if (++h < j->heads) continue;
         h = 0;
@@ -15279,7 +15301,7 @@ TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *
         j.y = y;
         j.cosine = tables;
         j.sine = tables + rows * (dims / 2);
-        j.cosine_step = j.sine_step = j.pairs = dims / 2;
+        j.table_step = j.pairs = dims / 2;
         j.heads = x->shape[1];
         j.length = x->shape[2];
         j.batch_step = places.batch > 1 ? places.length : 0;
@@ -15320,7 +15342,7 @@ TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_
         j.y = y;
         j.cosine = (const float *)cosine->data;
         j.sine = (const float *)sine->data;
-        j.cosine_step = j.sine_step = j.pairs = cosine->shape[n - 1];
+        j.table_step = j.pairs = cosine->shape[n - 1];
         j.heads = x->shape[1];
         j.length = x->shape[2];
         j.places = tfm__places_from(0, x->shape[2]);

@@ -312,6 +312,17 @@ static int prepare_rotary(bench_run *r, int64_t set) {
     return 0;
 }
 static tfm_tensor *call_rotary(bench_run *r, int64_t set) { return tfm_rotary(r->c, r->operand[set][0], NULL, 0, NULL); }
+/* by tables made before, as the layers of a model do; heads share them */
+static int prepare_rotary_apply(bench_run *r, int64_t set) {
+    tfm_rope rope;
+    memset(&rope, 0, sizeof rope);
+    if (prepare_rotary(r, set)) return 1;
+    r->bytes += 4.0 * (double)(r->shape[1] * r->shape[2]);
+    return tfm_rotary_tables(r->c, &rope, r->shape[2], 0, r->shape[1], &r->operand[set][1], &r->operand[set][2]) != TFM_OK;
+}
+static tfm_tensor *call_rotary_apply(bench_run *r, int64_t set) {
+    return tfm_rotary_apply(r->c, r->operand[set][0], r->operand[set][1], r->operand[set][2], NULL, 0);
+}
 
 static int prepare_embedding(bench_run *r, int64_t set) {
     tfm_embedding_layer layer;
@@ -566,6 +577,7 @@ static const bench_op ops[] = {
     ROW_OP("swiglu", 12, 2, prepare_binary, call_binary, NULL, swiglu),
     UNARY("transpose", transpose_rows),
     OP("rotary", "heads,length,head_size", "12,512,64", BOUND_COPY, prepare_rotary, call_rotary),
+    OP("rotary_apply", "heads,length,head_size", "12,512,64", BOUND_COPY, prepare_rotary_apply, call_rotary_apply),
     OP("embedding", "vocab,d_model,ids", "30522,768,512", BOUND_COPY, prepare_embedding, call_embedding),
     OP("encoder", "batch,length,d_model,heads,d_ff,layers", "1,128,768,12,3072,2", BOUND_ROOFLINE, prepare_encoder,
        call_encoder),

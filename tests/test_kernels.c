@@ -984,6 +984,14 @@ Test(kernels, norm_of_nan_is_nan_and_of_zeros_is_the_bias) {
 
 /* -- rotary -------------------------------------------------------------------------------------------------------- */
 
+static void rotary_row(const tfm__kernels *k, float *y, const float *x, const float *cosine, const float *sine, int n,
+                       int interleaved) {
+    tfm__rotary_rows a;
+    memset(&a, 0, sizeof a);
+    a.rows = 1, a.n = n, a.interleaved = interleaved, a.y = y, a.x = x, a.cosine = cosine, a.sine = sine;
+    k->rotary(&a);
+}
+
 Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
     int half, interleaved, i;
     EACH_TABLE(k) {
@@ -994,7 +1002,7 @@ Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
                       *other = floats(4, n);
                 fill_normal(x, n);
                 for (i = 0; i < h; i++) cosine[i] = (float)cos(i + 0.3), sine[i] = (float)sin(i + 0.3);
-                k->rotary(y, x, cosine, sine, n, interleaved);
+                rotary_row(k, y, x, cosine, sine, n, interleaved);
                 for (i = 0; i < h; i++) {
                     const int i0 = interleaved ? 2 * i : i, i1 = interleaved ? 2 * i + 1 : i + h;
                     const double a = (double)x[i0], b = (double)x[i1], c = (double)cosine[i], s = (double)sine[i];
@@ -1004,12 +1012,12 @@ Test(kernels, rotary_turns_pairs_and_both_pairings_agree) {
                     other[interleaved ? i : 2 * i] = x[i0];
                     other[interleaved ? i + h : 2 * i + 1] = x[i1];
                 }
-                k->rotary(other, other, cosine, sine, n, !interleaved);
+                rotary_row(k, other, other, cosine, sine, n, !interleaved);
                 for (i = 0; i < h; i++)
                     CHECK(other[interleaved ? i : 2 * i] == y[interleaved ? 2 * i : i] &&
                               other[interleaved ? i + h : 2 * i + 1] == y[interleaved ? 2 * i + 1 : i + h],
                           "%s: pair %d of %d differs between the pairings", k->name, i, h);
-                k->rotary(x, x, cosine, sine, n, interleaved);
+                rotary_row(k, x, x, cosine, sine, n, interleaved);
                 CHECK(same(x, y, n * 4), "%s: in place, %d pairs", k->name, h);
             }
         assert_fronts_untouched("rotary");
