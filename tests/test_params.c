@@ -191,6 +191,71 @@ Test(params, packed_weights_stay_within_a_tenth_of_plain) {
     assert_no_leak(&m);
 }
 
+Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
+    enum { COUNT = 3 };
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l[COUNT + 1];
+    tfm_tensor *plain[COUNT];
+    char name[2] = "a";
+    int64_t blocks;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    for (i = 0; i < COUNT; i++) {
+        name[0] = (char)('a' + i);
+        assert_ok(c, tfm_linear_init(c, p, name, 37 + i, 48, 0, &l[i])); /* panels that are no whole lines */
+        plain[i] = tfm_clone(c, l[i].weight);
+    }
+    blocks = m.blocks;
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(m.blocks, blocks - (COUNT - 1));
+    for (i = 0; i < COUNT; i++) assert_same_values(c, l[i].weight, plain[i]);
+    assert_made(c, tfm_params_write_begin(c, p, "a.weight"));
+    assert_ok(c, tfm_params_write_end(c, p, "a.weight"));
+    cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1); /* a of its own, beside b and c */
+    assert_ok(c, tfm_linear_init(c, p, "z", 32, 32, 0, &l[COUNT]));
+    assert_ok(c, tfm_params_prepare(c, p)); /* a and z share a second one */
+    cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1 + 1); /* and z's record */
+    for (i = 0; i < COUNT; i++) assert_same_values(c, l[i].weight, plain[i]);
+    assert_ok(c, tfm_params_cast(c, p, TFM_BF16));
+    cr_assert_eq(m.blocks, blocks + 2); /* each on its own, the shared ones given back */
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(m.blocks, blocks + 2);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+/* Room for one weight more is enough: what would be shared then stands alone. */
+Test(params, prepare_needs_no_more_memory_than_its_largest_weight) {
+    enum { COUNT = 6 };
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l;
+    char name[2] = "a";
+    int i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.memory_limit = 4 << 20; /* of what the context holds, beside any one block of the store */
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    for (i = 0; i < COUNT; i++) {
+        name[0] = (char)('a' + i);
+        assert_ok(c, tfm_linear_init(c, p, name, 512, 1024, 0, &l));
+    }
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(l.weight->layout, TFM_PANELS);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
 Test(params, cast_rounds_matrices_and_leaves_vectors) {
     static const int dtypes[2] = {TFM_F16, TFM_BF16};
     int i, packed;
