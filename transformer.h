@@ -1949,7 +1949,7 @@ typedef struct tfm__block {
 
 /* Large blocks ask for large pages: a kernel that streams through them then walks page tables 512 times less often
  * (7 to 35 % of the time of what reads memory once), and packing a file's weights into new memory takes half as long.
- * What they leave behind their last whole page lies in small ones. A refusal costs nothing. */
+ * The end of a block, less than a large page, stays in small ones. A refusal costs nothing. */
 static void *tfm__default_alloc(void *user, size_t size) {
     (void)user;
 #if TFM__LINUX
@@ -4159,6 +4159,12 @@ TFM__ALWAYS_INLINE void TFM__FN(g_put)(float *p, const tfm__v *x, int64_t m) {
 /* Elements that do not lie side by side go through a stack buffer of this many, then in vectors. */
 #define TFM__GATHER 64
 
+TFM__NOINLINE void TFM__FN(copy)(float *dst, const float *src, int64_t n) {
+    int64_t i = 0;
+    for (; i + TFM__W <= n; i += TFM__W) v_store(dst + i, v_load(src + i));
+    for (; i < n; i++) dst[i] = src[i];
+}
+
 /* A group of either type: one decision for all. */
 #define TFM__HALVES(f16, bf16) \
     enum { count = TFM__G }; \
@@ -4241,7 +4247,7 @@ static void TFM__FN(store_half)(uint16_t *dst, int dtype, int64_t stride, const 
 
 static void TFM__FN(load)(float *dst, const void *src, int src_dtype, int64_t src_stride, int64_t n) {
     if (src_dtype == TFM_F32 && src_stride == 1) {
-        memmove(dst, src, (size_t)n * sizeof(float));
+        TFM__FN(copy)((float *)dst, (const float *)src, n);
         return;
     }
     switch (src_dtype) {
@@ -4273,7 +4279,7 @@ static void TFM__FN(load)(float *dst, const void *src, int src_dtype, int64_t sr
 
 static void TFM__FN(store)(void *dst, int dst_dtype, int64_t dst_stride, const float *src, int64_t n) {
     if (dst_dtype == TFM_F32 && dst_stride == 1) {
-        memmove(dst, src, (size_t)n * sizeof(float));
+        TFM__FN(copy)((float *)dst, (const float *)src, n);
         return;
     }
     switch (dst_dtype) {
@@ -4471,8 +4477,6 @@ static void TFM__FN(unary_pow)(float *y, const float *x, float p0, float p1, int
         TFM__FN(unary_sqrt)(y, x, p0, p1, n);
     } else if (p0 == -0.5f) {
         TFM__FN(unary_rsqrt)(y, x, p0, p1, n);
-    } else if (p0 == 1.0f) {
-        memmove(y, x, (size_t)n * sizeof(float));
     } else if (p0 == -1.0f) {
         TFM__FN(unary_recip)(y, x, p0, p1, n);
     } else {
@@ -4637,7 +4641,7 @@ TFM__NOINLINE void TFM__FN(softmax_pass)(tfm__softmax_row *peek, tfm__softmax_ro
         if (i < end) { /* the last vectors of a row */
             tfm__g rest;
             TFM__EACH(rest[u] = v_zero())
-            for (int u = 0; i < end; i += TFM__W, u++) {
+            for (int u = 0; i < end; i += TFM__W, u = (u + 1) & (count - 1)) {
                 const int64_t m = end - i;
                 if (ahead) top = v_atleast(TFM__FN(get_or)(ahead + i, m, minus_inf), top);
                 if (from) {
@@ -4649,10 +4653,7 @@ TFM__NOINLINE void TFM__FN(softmax_pass)(tfm__softmax_row *peek, tfm__softmax_ro
                     TFM__FN(g_exp_negative)(&rest[u], NULL, 1);
                     if (y) TFM__FN(put)(y + i, rest[u], m);
                 }
-                if (TFM__G == 1) {
-                    sum = v_add(sum, rest[0]);
-                    u = -1;
-                }
+                if (TFM__G == 1) sum = v_add(sum, rest[0]);
             }
             if (TFM__G > 1) sum = v_add(sum, TFM__FOLD(v_add, rest));
         }
@@ -4700,7 +4701,7 @@ static float TFM__FN(logsumexp)(const float *x, int64_t n) {
  * mean) / deviation * weight + bias. So one row is read from memory while the other is written. Either may be NULL.
  * Vector by vector: AVX2 has 16 registers for eight sums, five constants and what a vector needs. */
 TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure, const tfm__norm_row *finish) {
-    enum { count = TFM__G, NOTHING, SUM, MOMENTS, SQUARES, PLAIN, BIASED, ANY };
+    enum { count = TFM__G, tfm__nothing, tfm__sum, tfm__moments, tfm__squares, tfm__scaled, tfm__biased, tfm__any };
     const tfm__norm_row *const in = measure ? measure : finish, *const out = finish ? finish : measure;
     const tfm__v shift = v_set1(in->shift), offset = v_set1(a->weight_offset), one = v_set1(1.0f);
     const tfm__v mean = v_set1(out->mean), rstd = v_set1(out->rstd), low = v_set1(out->low);
@@ -4708,8 +4709,9 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
     const float *const from = out->x, *const weight = a->weight, *const bias = a->bias;
     float *const kept = in->sum, *const y = out->y;
     const int offset_given = a->weight_offset != 0.0f;
-    const int reads = !measure ? NOTHING : residual ? SUM : a->subtract_mean ? MOMENTS : SQUARES;
-    const int writes = !finish ? NOTHING : !weight ? ANY : !bias ? PLAIN : offset_given ? ANY : BIASED;
+    const int reads = !measure ? tfm__nothing : residual ? tfm__sum : a->subtract_mean ? tfm__moments : tfm__squares;
+    const int common = weight && !bias ? tfm__scaled : weight && !offset_given ? tfm__biased : tfm__any;
+    const int writes = finish ? common : tfm__nothing;
     const int64_t n = a->n;
     double sum = 0.0, squares = 0.0;
 #define TFM__NORM_SUMS(s, q, v) { /* Zen 4 adds and multiplies in different units: each gets its half */ \
@@ -4725,20 +4727,20 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
         int64_t i = begin;
         tfm__g s, q;
         TFM__EACH(s[u] = q[u] = v_zero())
-        for (; TFM__G > 1 && writes != ANY && i + TFM__G * TFM__W <= end; i += TFM__G * TFM__W) {
-            if (reads == MOMENTS) {
+        for (; TFM__G > 1 && writes != tfm__any && i + TFM__G * TFM__W <= end; i += TFM__G * TFM__W) {
+            if (reads == tfm__moments) {
                 TFM__EACH(TFM__NORM_SUMS(s, q, TFM__NORM_GET(x)))
-            } else if (reads == SQUARES) {
+            } else if (reads == tfm__squares) {
                 TFM__EACH(const tfm__v v = TFM__NORM_GET(x); q[u] = v_fma(v, v, q[u]))
-            } else if (reads == SUM) {
+            } else if (reads == tfm__sum) {
                 TFM__EACH(const tfm__v v = v_add(TFM__NORM_GET(x), TFM__NORM_GET(residual));
                           TFM__NORM_PUT(kept, v);
                           TFM__NORM_SUMS(s, q, v))
             }
-            if (writes == BIASED) {
+            if (writes == tfm__biased) {
                 TFM__EACH(const tfm__v v = TFM__NORM_UNIT(TFM__NORM_GET(from));
                           TFM__NORM_PUT(y, v_fma(v, TFM__NORM_GET(weight), TFM__NORM_GET(bias))))
-            } else if (writes == PLAIN) {
+            } else if (writes == tfm__scaled) {
                 TFM__EACH(const tfm__v v = TFM__NORM_UNIT(TFM__NORM_GET(from));
                           TFM__NORM_PUT(y, v_fma(v, v_add(TFM__NORM_GET(weight), offset), v_zero())))
             }
@@ -4749,7 +4751,7 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
             TFM__EACH(q_rest[u] = q[u])
             for (int u = 0; i < end; i += TFM__W, u = (u + 1) & (count - 1)) {
                 const int64_t m = end - i;
-                if (reads != NOTHING) {
+                if (reads != tfm__nothing) {
                     tfm__v v = TFM__FN(get_or)(x + i, m, shift);
                     if (residual) {
                         v = v_add(v, TFM__FN(get)(residual + i, m));
@@ -4757,10 +4759,10 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
                     }
                     TFM__NORM_SUMS(s_rest, q_rest, v)
                 }
-                if (writes != NOTHING) {
+                if (writes != tfm__nothing) {
                     const tfm__v v = TFM__NORM_UNIT(TFM__FN(get)(from + i, m));
                     tfm__v w = weight ? TFM__FN(get)(weight + i, m) : one;
-                    if (weight && writes != BIASED) w = v_add(w, offset);
+                    if (weight && writes != tfm__biased) w = v_add(w, offset);
                     TFM__FN(put)(y + i, v_fma(v, w, bias ? TFM__FN(get)(bias + i, m) : v_zero()), m);
                 }
             }
@@ -4783,7 +4785,7 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
 /* What a pass needs of a row that it measures: c is the mean of its first elements. */
 TFM__ALWAYS_INLINE void TFM__FN(norm_begin)(const tfm__norm *a, tfm__norm_row *row, int64_t m, tfm__v share) {
     row->mean = row->rstd = row->low = row->shift = 0.0f;
-    if (!row->residual && row->sum) memmove(row->sum, row->x, (size_t)a->n * sizeof(float));
+    if (!row->residual && row->sum) TFM__FN(copy)(row->sum, row->x, a->n);
     if (!row->sum) row->sum = row->y;
     if (m > 0) {
         tfm__v first = TFM__FN(get)(row->x, m);
@@ -4792,8 +4794,8 @@ TFM__ALWAYS_INLINE void TFM__FN(norm_begin)(const tfm__norm *a, tfm__norm_row *r
     }
 }
 
-/* E[x^2] - E[x]^2 cancels when the mean is large beside the deviation: so moments about c, and once more about the mean
- * they give where that lies more than a deviation from c. moment[1] becomes the variance. */
+/* Mean and variance, in moment[1]. E[x^2] - E[x]^2 cancels when the mean is large beside the deviation: so moments
+ * about c, and once more about the mean they give where that lies more than a deviation from c. */
 TFM__ALWAYS_INLINE void TFM__FN(norm_center)(const tfm__norm *a, tfm__norm_row *row, double share) {
     double *const m = row->moment, mean;
     if (row->residual) row->x = row->sum;
@@ -4810,9 +4812,10 @@ TFM__ALWAYS_INLINE void TFM__FN(norm_center)(const tfm__norm *a, tfm__norm_row *
     row->low = (float)((double)(float)mean - mean);
 }
 
-/* While row i is read, the root and division of row i - 1 take their time and row i - 2 is written, still in L1 (Zen 4,
- * 768 elements in L2: a row further behind costs a cycle a vector; in memory, one after the other takes 1.5 times as
- * long). A longer row would be gone from L1: it is written at once. */
+/* Row i is read while row i - 2, still in L1, is written; row i - 1's root and division follow its mean at a row's
+ * distance, so that no chain of double precision is long (Zen 4, 768 elements in L2: a row further behind costs a cycle
+ * a vector, roots at once 5 % of the time; in memory, one after the other takes 1.5 times as long). A longer row would
+ * be gone from L1: it is written at once. */
 static void TFM__FN(norm)(const tfm__norm *a, tfm__norm_row *rows, int count) {
     const int64_t m = a->subtract_mean ? tfm__min64(a->n, TFM__W) : 0;
     const double share = a->n > 0 ? 1.0 / (double)a->n : 1.0;
@@ -4870,18 +4873,17 @@ TFM__ALWAYS_INLINE void TFM__FN(rotate_twos)(float *y, const float *x, const flo
 }
 
 static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
-    tfm__rotary_rows a = *rows;
+    const tfm__rotary_rows a = *rows;
     const int64_t half = a.n / 2;
-    for (; a.rows > 0; a.rows--) {
+    for (int64_t r = 0; r < a.rows; r++) {
+        const float *const x = a.x + r * a.x_row;
+        const float *const cosine = a.cosine + r * a.table_row, *const sine = a.sine + r * a.table_row;
+        float *const y = a.y + r * a.y_row;
         if (a.interleaved) {
-            TFM__FN(rotate_twos)(a.y, a.x, a.cosine, a.sine, 2 * half);
+            TFM__FN(rotate_twos)(y, x, cosine, sine, 2 * half);
         } else {
-            TFM__FN(rotate)(a.y, a.y + half, a.x, a.x + half, a.cosine, a.sine, half);
+            TFM__FN(rotate)(y, y + half, x, x + half, cosine, sine, half);
         }
-        a.y += a.y_row;
-        a.x += a.x_row;
-        a.cosine += a.table_row;
-        a.sine += a.table_row;
     }
 }
 
@@ -10575,37 +10577,36 @@ static void tfm__norm_load(const tfm__norming *a, int part, int64_t offset, floa
 
 /* Where a part's row, row r of those in the lane, lies now: in place, or (load 1: after loading it) in the lane. NULL:
  * there is no such part. */
-static float *tfm__norm_in_lane(const tfm__norming *a, int part, int64_t offset, float *lane, int r, int load) {
+static float *tfm__norm_row_of(const tfm__norming *a, int part, int64_t offset, float *lane, int r, int load) {
+    if (!a->t[part]) return NULL;
+    if (a->lane[part] < 0) return (float *)a->t[part]->data + offset;
     lane += a->lane[part] + r * a->lane_row;
     if (load) tfm__norm_load(a, part, offset, lane);
     return lane;
 }
 
-static float *tfm__norm_row_at(const tfm__norming *a, int part, int64_t offset, float *lane, int r,
-                                           int load) {
-    if (!a->t[part]) return NULL;
-    return a->lane[part] < 0 ? (float *)a->t[part]->data + offset : tfm__norm_in_lane(a, part, offset, lane, r, load);
-}
-
 static void tfm__norm_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__norming *const a = (const tfm__norming *)arg;
     float *const lane = (float *)tfm__lane(a->c, &a->lanes, slot);
+    const tfm_tensor *const residual = a->t[TFM__NORM_RESIDUAL], *const sum = a->t[TFM__NORM_SUM];
     tfm__norm norm = a->norm;
     tfm__norm_row rows[TFM__NORM_ROWS];
     tfm__cursor at;
     int64_t i, offset[TFM__NORM_ROWS][2]; /* of y and sum */
     int part, r, count;
-    norm.weight = tfm__norm_row_at(a, TFM__NORM_WEIGHT, 0, lane, 0, 1);
-    norm.bias = tfm__norm_row_at(a, TFM__NORM_BIAS, 0, lane, 0, 1);
+    norm.weight = tfm__norm_row_of(a, TFM__NORM_WEIGHT, 0, lane, 0, 1);
+    norm.bias = tfm__norm_row_of(a, TFM__NORM_BIAS, 0, lane, 0, 1);
     tfm__cursor_at(&a->rows, begin, &at);
     for (i = begin; i < end; i += count) {
         count = (int)tfm__min64(a->together, end - i);
         for (r = 0; r < count; ++r) {
             tfm__norm_row *const row = &rows[r];
-            row->x = tfm__norm_row_at(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, r, 1);
-            row->residual = tfm__norm_row_at(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, r, 1);
-            row->sum = tfm__norm_row_at(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, r, 0);
-            row->y = tfm__norm_row_at(a, TFM__NORM_Y, at.offset[TFM__NORM_Y], lane, r, 0);
+            row->x = tfm__norm_row_of(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, r, 1);
+            row->residual = row->sum = NULL;
+            if (residual)
+                row->residual = tfm__norm_row_of(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, r, 1);
+            if (sum) row->sum = tfm__norm_row_of(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, r, 0);
+            row->y = tfm__norm_row_of(a, TFM__NORM_Y, at.offset[TFM__NORM_Y], lane, r, 0);
             memcpy(offset[r], at.offset, sizeof(offset[r]));
             tfm__cursor_next(&a->rows, &at);
         }
@@ -10614,7 +10615,7 @@ static void tfm__norm_task(void *arg, int64_t begin, int64_t end, int slot) {
             const tfm_tensor *const t = a->t[part];
             for (r = 0; r < count && t && a->lane[part] >= 0; ++r) {
                 a->k->store((char *)t->data + offset[r][part] * tfm_dtype_size(t->dtype), t->dtype, 1,
-                            tfm__norm_in_lane(a, part, 0, lane, r, 0), norm.n);
+                            tfm__norm_row_of(a, part, 0, lane, r, 0), norm.n);
             }
         }
         for (r = 0; r < count && a->mean; ++r) a->mean[i + r] = rows[r].mean;
@@ -13198,7 +13199,7 @@ static tfm_cache *tfm__cache_make(tfm__op *o, const tfm_cache_options *options) 
     /* one block: the larger it is, the more of it lies in large pages (keys end on a line) */
     if (!tfm__add(bytes[0], bytes[1], &all)) all = INT64_MAX;
     cache->keys = (char *)tfm__alloc_shared(o->c, all, 1);
-    cache->values = cache->keys ? cache->keys + bytes[0] : NULL;
+    cache->values = cache->keys ? cache->keys + (cache->dry ? 0 : bytes[0]) : NULL;
     if (cache->values) return cache;
     tfm_cache_destroy(cache);
     return NULL;
@@ -14264,13 +14265,12 @@ TFM_API const char *tfm_heatmap_text(tfm_ctx *c, const tfm_tensor *weights, cons
 
 /* -- Parameters ---------------------------------------------------------------------------------------------------- */
 
-/* Memory of the panels of several parameters: the larger a block is, the more of it lies in large pages, and weights of
- * 2 MB take 0.8 of the time to read. It goes back with the last of them. */
+/* Head of memory for the panels of several parameters: the larger a block is, the more of it lies in large pages, and
+ * weights of 2 MB take 0.8 of the time to read. It goes back with the last of them. */
 typedef struct tfm__slab {
     int64_t bytes, used, live; /* live: parameters that lie in it */
 } tfm__slab;
-#define TFM__SLAB_HEAD 64
-#define TFM__SLAB_BYTES ((int64_t)32 << 20) /* at most: they are there beside what they replace */
+#define TFM__SLAB_BYTES ((int64_t)32 << 20) /* at most: it is there beside what it replaces */
 
 typedef struct tfm__param {
     tfm_tensor tensor; /* first: the tensor that callers hold is the record itself */
@@ -14278,6 +14278,7 @@ typedef struct tfm__param {
     uint64_t hash; /* of the name */
     void *block;   /* memory of the store behind data or panels; NULL: foreign, empty, or a store of sizes */
     tfm__slab *slab; /* in which block lies; NULL: alone */
+    int shared;      /* block has lain in a slab: never again, so that slabs hold no more than each parameter once */
     int64_t held;  /* bytes of data or panels */
     int weight;    /* a layer multiplies with it: tfm_params_prepare packs it */
     int foreign;   /* data is not ours: never written, never freed */
@@ -14606,24 +14607,30 @@ static int64_t tfm__param_panel_bytes(const tfm__param *q) {
     return q->tensor.layout != TFM_PANELS && tfm__param_packs(q) ? tfm__panel_bytes(&q->tensor) : 0;
 }
 
-/* Where q's panels go: into the slab at hand, into a new one for q and what is packed after it, or (NULL) nowhere. */
+/* What q takes in a slab, 0: it may not lie there. */
+static int64_t tfm__param_share(const tfm__param *q) {
+    return q->shared ? 0 : tfm__round_up(tfm__param_panel_bytes(q), TFM__ALIGN);
+}
+
+/* Where q's panels go: into the slab at hand, into a new one for q and what is packed after it, or (NULL) alone. */
 static tfm__slab *tfm__param_slab(tfm_ctx *c, const tfm__param *q) {
+    const int64_t head = tfm__round_up((int64_t)sizeof(tfm__slab), TFM__ALIGN), share = tfm__param_share(q);
     tfm_params *const p = q->store;
-    const int64_t room = tfm__round_up(tfm__param_panel_bytes(q), TFM__ALIGN);
-    int64_t all = TFM__SLAB_HEAD, i = 0;
-    if (p->slab && p->slab->bytes - p->slab->used >= room) return p->slab;
+    int64_t all = head, i = 0;
+    if (share && p->slab && p->slab->bytes - p->slab->used >= share) return p->slab;
     p->slab = NULL;
-    if (room > TFM__SLAB_BYTES / 2) return NULL;
+    if (!share) return NULL;
     while (p->list[i] != q) i++;
-    for (; i < p->count && all <= TFM__SLAB_BYTES; i++) {
-        const int64_t more = tfm__param_panel_bytes(p->list[i]);
-        if (more <= TFM__SLAB_BYTES / 2) all += tfm__round_up(more, TFM__ALIGN);
+    for (; i < p->count; i++) {
+        const int64_t more = tfm__param_share(p->list[i]);
+        if (more > TFM__SLAB_BYTES - all) break;
+        all += more;
     }
-    if (all == TFM__SLAB_HEAD + room || !tfm__within_limit(c, all)) return NULL;
+    if (all <= head + share || !tfm__within_limit(c, tfm__block_bytes(all))) return NULL;
     p->slab = (tfm__slab *)tfm__alloc_from(&p->allocator, all);
     if (!p->slab) return NULL;
     p->slab->bytes = all;
-    p->slab->used = TFM__SLAB_HEAD;
+    p->slab->used = head;
     p->slab->live = 0;
     return p->slab;
 }
@@ -14646,6 +14653,7 @@ static tfm_status tfm__param_pack(tfm_ctx *c, tfm__param *q) {
     tfm__param_replace(q, job.panels, bytes, TFM_PANELS);
     q->slab = slab;
     if (slab) {
+        q->shared = 1;
         slab->used += tfm__round_up(bytes, TFM__ALIGN);
         slab->live += 1;
     }
@@ -14683,13 +14691,15 @@ static tfm_status tfm__params_each(tfm_ctx *c, tfm_params *p, const char *who,
                                    tfm_status (*act)(tfm_ctx *c, tfm__param *q)) {
     int64_t i;
     if (!tfm__begin(c)) return tfm__status(c);
-    if (tfm__params_usable(c, p, who))
+    if (tfm__params_usable(c, p, who)) {
         for (i = 0; i < p->count && !tfm__failed(c); i++) {
             tfm__param *q = p->list[i];
             if (q->writing)
                 tfm__fail(c, TFM_INVALID, "%s: '%s' is being written: tfm_params_write_end first", who, q->name);
             else if (act(c, q) != TFM_OK) break;
         }
+        p->slab = NULL;
+    }
     return tfm__end(c);
 }
 
@@ -14827,9 +14837,7 @@ TFM_API void tfm_params_strict(tfm_params *p, int on) {
 }
 
 TFM_API tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p) {
-    const tfm_status status = tfm__params_each(c, p, "tfm_params_prepare", tfm__param_pack);
-    if (p) p->slab = NULL;
-    return status;
+    return tfm__params_each(c, p, "tfm_params_prepare", tfm__param_pack);
 }
 
 /* The record that a write bracket names. NULL: the error is set. */
@@ -15278,7 +15286,7 @@ static void tfm__rotate_task(void *arg, int64_t begin, int64_t end, int slot) {
         a.x = plain ? (const float *)(const void *)from : a.y;
         a.cosine = j->cosine + at * j->table_step;
         a.sine = j->sine + at * j->table_step;
-        a.rows = plain && y->dtype == TFM_F32 && !j->places.positions ? tfm__min64(end - r, j->length - l) : 1;
+        a.rows = plain && !j->places.positions ? tfm__min64(end - r, j->length - l) : 1;
         if (!plain) j->k->load(a.y, from, x->dtype, x->stride[3], d);
         for (i = 0; i < a.rows && plain && d > a.n; i++)
             memcpy(a.y + i * a.y_row + a.n, a.x + i * a.x_row + a.n, (size_t)(d - a.n) * 4);
@@ -20757,7 +20765,6 @@ TFM__STRICT_FP_END
 #undef TFM__SHAPE_TEXT
 #undef TFM__SINCOS_LIMIT
 #undef TFM__SLAB_BYTES
-#undef TFM__SLAB_HEAD
 #undef TFM__SMALL_WORK
 #undef TFM__SOFTMAX_LONG
 #undef TFM__SPIN_US

@@ -219,14 +219,50 @@ Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
     assert_made(c, tfm_params_write_begin(c, p, "a.weight"));
     assert_ok(c, tfm_params_write_end(c, p, "a.weight"));
     cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1); /* a of its own, beside b and c */
-    assert_ok(c, tfm_linear_init(c, p, "z", 32, 32, 0, &l[COUNT]));
-    assert_ok(c, tfm_params_prepare(c, p)); /* a and z share a second one */
-    cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1 + 1); /* and z's record */
+    assert_ok(c, tfm_linear_init(c, p, "z", 32, 32, 0, &l[COUNT])); /* a record and a block */
+    assert_ok(c, tfm_params_prepare(c, p));                         /* what has shared memory once does not again */
+    cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1 + 2);
     for (i = 0; i < COUNT; i++) assert_same_values(c, l[i].weight, plain[i]);
     assert_ok(c, tfm_params_cast(c, p, TFM_BF16));
     cr_assert_eq(m.blocks, blocks + 2); /* each on its own, the shared ones given back */
     assert_ok(c, tfm_params_prepare(c, p));
     cr_assert_eq(m.blocks, blocks + 2);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+/* One weight after the other written and packed again, as when more and more of a model is trained. */
+Test(params, packing_again_and_again_takes_no_more_memory) {
+    enum { COUNT = 16 };
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l;
+    char name[16] = "a";
+    int64_t held;
+    int first, i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    for (i = 0; i < COUNT; i++) {
+        name[0] = (char)('a' + i);
+        assert_ok(c, tfm_linear_init(c, p, name, 64, 128, 0, &l));
+    }
+    held = m.bytes;
+    for (first = 0; first < COUNT; first++) {
+        assert_ok(c, tfm_params_prepare(c, p));
+        for (i = first; i < COUNT; i++) {
+            snprintf(name, sizeof name, "%c.weight", 'a' + i);
+            assert_made(c, tfm_params_write_begin(c, p, name));
+            assert_ok(c, tfm_params_write_end(c, p, name));
+        }
+        cr_assert(m.bytes <= held + tfm_params_bytes(p) + 4096, "%lld bytes held, %lld at first", (long long)m.bytes,
+                  (long long)held);
+    }
     tfm_params_destroy(p);
     tfm_destroy(c);
     assert_no_leak(&m);
