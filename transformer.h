@@ -697,7 +697,8 @@ TFM_API const char *tfm_heatmap_text(tfm_ctx *c, const tfm_tensor *weights, cons
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Key/value cache: per layer, batch row and key/value head K in panels [key/64][dk][64], V [key/128][dv/64][128][64]:
- *  what one query reads is one stream of memory. All its memory is taken by create. One thread at a time.
+ *  what one query reads is one stream of memory. All its memory is taken by create, keys and values in one block. One
+ *  thread at a time.
  * ---------------------------------------------------------------------------------------------------------------- */
 typedef struct tfm_cache_options {
     int dtype;                         /* TFM_F32, TFM_F16 or TFM_BF16 */
@@ -770,7 +771,8 @@ TFM_API void tfm_params_strict(tfm_params *p, int on);
  * the inits. Same bits, faster. Their `data` is NULL then and views of them dangle; tfm_linear, tfm_embedding, tfm_get
  * and copies (tfm_clone, tfm_read, ...) still read them, tfm_params_write_begin gives the plain form back. A matrix
  * stays plain where padding to 16 rows would cost more than 10 % and 4 KiB, or where it requires gradients. Wrapped
- * memory is copied. Writers and readers of other threads must be done. */
+ * memory is copied. What is packed for the first time shares blocks of up to 32 MB (memory_limit allowing), which go
+ * back with the last one in them. Writers and readers of other threads must be done. */
 TFM_API TFM_CHECK tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p);
 /* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed, copied when it was
  * wrapped), end allows packing again. Views made before dangle when the memory changed. */
