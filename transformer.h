@@ -4698,10 +4698,10 @@ static float TFM__FN(logsumexp)(const float *x, int64_t n) {
 
 /* -- norms --------------------------------------------------------------------------------------------------------- */
 
-/* One pass over two rows side by side. Of one: the sums of x - c and of (x - c)^2 (c = 0: of x^2 alone), in the order
- * of TFM__FN(sum), x first added to the residual if there is one, and that kept. Of another, measured before: y = (x -
- * mean) / deviation * weight + bias. So one row is read from memory while the other is written. Either may be NULL.
- * Vector by vector: AVX2 has 16 registers for eight sums, five constants and what a vector needs. */
+/* One pass over two rows side by side. Of one: the sums of x - c and of (x - c)^2 (c = 0: the latter alone counts), in
+ * the order of TFM__FN(sum), x first added to the residual if there is one, and that kept. Of another, measured before:
+ * y = (x - mean) / deviation * weight + bias. So one row is read from memory while the other is written. Either may be
+ * NULL. Vector by vector: AVX2 has 16 registers for eight sums, five constants and what a vector needs. */
 TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure, const tfm__norm_row *finish) {
     enum { count = TFM__G, tfm__nothing, tfm__sum, tfm__moments, tfm__squares, tfm__scaled, tfm__biased, tfm__any };
     const tfm__norm_row *const in = measure ? measure : finish, *const out = finish ? finish : measure;
@@ -10604,7 +10604,7 @@ static void tfm__norm_task(void *arg, int64_t begin, int64_t end, int slot) {
         for (r = 0; r < count; ++r) {
             tfm__norm_row *const row = &rows[r];
             row->x = tfm__norm_row_of(a, TFM__NORM_X, at.offset[TFM__NORM_X], lane, r, 1);
-            row->residual = row->sum = NULL;
+            row->residual = row->sum = NULL; /* two calls less: 4 % of rows of 64 */
             if (residual)
                 row->residual = tfm__norm_row_of(a, TFM__NORM_RESIDUAL, at.offset[TFM__NORM_RESIDUAL], lane, r, 1);
             if (sum) row->sum = tfm__norm_row_of(a, TFM__NORM_SUM, at.offset[TFM__NORM_SUM], lane, r, 0);

@@ -1,6 +1,15 @@
 /* The parameter store: names, binding, packing, writing, converting. */
 #include "layer_helpers.h"
 
+/* One thread, all memory counted in m. */
+static tfm_ctx *counted_context(test_memory *m) {
+    tfm_options o;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(m);
+    return tfm_create(&o);
+}
+
 Test(params, are_ordered_and_found_by_name) {
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
@@ -54,15 +63,11 @@ Test(params, new_ones_are_zero_and_old_ones_are_bound) {
 
 Test(params, outlive_the_context) {
     test_memory m = test_memory_new();
-    tfm_options o;
     tfm_ctx *c;
     tfm_params *p;
     tfm_linear_layer l;
     float first;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    o.allocator = test_allocator(&m);
-    c = tfm_create(&o);
+    c = counted_context(&m);
     p = tfm_params_create(c);
     assert_ok(c, tfm_linear_init(c, p, "l", 3, 2, 1, &l));
     first = ((float *)l.weight->data)[0];
@@ -167,15 +172,11 @@ Test(params, prepare_packs_marked_weights_and_write_unpacks) {
 
 Test(params, packed_weights_stay_within_a_tenth_of_plain) {
     test_memory m = test_memory_new();
-    tfm_options o;
     tfm_ctx *c;
     tfm_params *p;
     tfm_linear_layer l;
     int64_t plain;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    o.allocator = test_allocator(&m);
-    c = tfm_create(&o);
+    c = counted_context(&m);
     p = tfm_params_create(c);
     assert_ok(c, tfm_linear_init(c, p, "a", 256, 300, 1, &l));
     assert_ok(c, tfm_linear_init(c, p, "b", 4096, 2, 1, &l)); /* two rows: a panel would be eight times as large */
@@ -194,7 +195,6 @@ Test(params, packed_weights_stay_within_a_tenth_of_plain) {
 Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
     enum { COUNT = 3 };
     test_memory m = test_memory_new();
-    tfm_options o;
     tfm_ctx *c;
     tfm_params *p;
     tfm_linear_layer l[COUNT + 1];
@@ -202,10 +202,7 @@ Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
     char name[2] = "a";
     int64_t blocks;
     int i;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    o.allocator = test_allocator(&m);
-    c = tfm_create(&o);
+    c = counted_context(&m);
     p = tfm_params_create(c);
     for (i = 0; i < COUNT; i++) {
         name[0] = (char)('a' + i);
@@ -236,17 +233,13 @@ Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
 Test(params, packing_again_and_again_takes_no_more_memory) {
     enum { COUNT = 16 };
     test_memory m = test_memory_new();
-    tfm_options o;
     tfm_ctx *c;
     tfm_params *p;
     tfm_linear_layer l;
     char name[16] = "a";
     int64_t held;
     int first, i;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    o.allocator = test_allocator(&m);
-    c = tfm_create(&o);
+    c = counted_context(&m);
     p = tfm_params_create(c);
     for (i = 0; i < COUNT; i++) {
         name[0] = (char)('a' + i);
