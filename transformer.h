@@ -3843,32 +3843,34 @@ TFM__ALWAYS_INLINE float v_hmax(tfm__v a) {
 TFM__ALWAYS_INLINE float v_hmin(tfm__v a) {
     return TFM__FN(min1)(TFM__FN(min1)(a.e[0], a.e[1]), TFM__FN(min1)(a.e[2], a.e[3]));
 }
-/* Loads and stores of one element type, whole and of n lanes. */
-#define TFM__LANES_MEMORY(load, loadn, store, storen, type, widen, narrow) \
-    TFM__ALWAYS_INLINE tfm__v load(const type *p) { \
+/* Loads and stores of one element type, whole and of n lanes; inlined where they are a few instructions. */
+#define TFM__LANES_MEMORY(how, load, loadn, store, storen, type, widen, narrow) \
+    how tfm__v load(const type *p) { \
         tfm__v r; \
         r.e[0] = widen(p[0]); r.e[1] = widen(p[1]); r.e[2] = widen(p[2]); r.e[3] = widen(p[3]); \
         return r; \
     } \
-    TFM__ALWAYS_INLINE tfm__v loadn(const type *p, int64_t n) { \
+    TFM__NOINLINE tfm__v loadn(const type *p, int64_t n) { \
         tfm__v r; \
         r.e[0] = n > 0 ? widen(p[0]) : 0.0f; r.e[1] = n > 1 ? widen(p[1]) : 0.0f; \
         r.e[2] = n > 2 ? widen(p[2]) : 0.0f; r.e[3] = n > 3 ? widen(p[3]) : 0.0f; \
         return r; \
     } \
-    TFM__ALWAYS_INLINE void store(type *p, tfm__v a) { \
+    how void store(type *p, tfm__v a) { \
         p[0] = narrow(a.e[0]); p[1] = narrow(a.e[1]); p[2] = narrow(a.e[2]); p[3] = narrow(a.e[3]); \
     } \
-    TFM__ALWAYS_INLINE void storen(type *p, tfm__v a, int64_t n) { \
+    TFM__NOINLINE void storen(type *p, tfm__v a, int64_t n) { \
         if (n > 0) p[0] = narrow(a.e[0]); \
         if (n > 1) p[1] = narrow(a.e[1]); \
         if (n > 2) p[2] = narrow(a.e[2]); \
         if (n > 3) p[3] = narrow(a.e[3]); \
     }
 #define TFM__SAME1(a) (a)
-TFM__LANES_MEMORY(v_load, v_loadn, v_store, v_storen, float, TFM__SAME1, TFM__SAME1)
-TFM__LANES_MEMORY(v_load_h, v_loadn_h, v_store_h, v_storen_h, uint16_t, tfm__f16_to_f32, tfm__f32_to_f16)
-TFM__LANES_MEMORY(v_load_b, v_loadn_b, v_store_b, v_storen_b, uint16_t, tfm__bf16_to_f32, tfm__f32_to_bf16)
+TFM__LANES_MEMORY(TFM__ALWAYS_INLINE, v_load, v_loadn, v_store, v_storen, float, TFM__SAME1, TFM__SAME1)
+TFM__LANES_MEMORY(TFM__NOINLINE, v_load_h, v_loadn_h, v_store_h, v_storen_h, uint16_t, tfm__f16_to_f32,
+                  tfm__f32_to_f16)
+TFM__LANES_MEMORY(TFM__ALWAYS_INLINE, v_load_b, v_loadn_b, v_store_b, v_storen_b, uint16_t, tfm__bf16_to_f32,
+                  tfm__f32_to_bf16)
 TFM__ALWAYS_INLINE void v_prefetch(const void *p) { (void)p; }
 TFM__ALWAYS_INLINE void v_prefetch_l2(const void *p) { (void)p; }
 TFM__ALWAYS_INLINE void v_stream(void *to, const void *p) { memcpy(to, p, 64); }
@@ -3925,11 +3927,14 @@ TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) {
 
 /* A group: vectors that one function works on side by side, step by step. Each is a chain of 10 to 20 dependent
  * operations of 3 or 4 cycles; one after the other, a core sees too few of them ahead to keep its units busy (AVX2, Zen
- * 4: exp in 10 cycles a vector, 8 in groups). count <= TFM__G is a constant where it is inlined, and so is u. */
+ * 4: exp in 10 cycles a vector, 8 in groups). count <= TFM__G is a constant where it is inlined, and so is u. Plain C
+ * has each curve once, not in every kernel: a tenth slower, 16 KB less. */
 #if TFM__PASS == TFM__SCALAR
 #define TFM__G 1
+#define TFM__CURVE TFM__NOINLINE
 #else
 #define TFM__G 4
+#define TFM__CURVE TFM__ALWAYS_INLINE
 #endif
 typedef tfm__v tfm__g[4];
 #define TFM__EACH(...) \
@@ -3939,7 +3944,7 @@ typedef tfm__v tfm__g[4];
     if (count > 3) { enum { u = 3 }; __VA_ARGS__; }
 
 /* exp(r) - 1 for |r| <= ln(2)/2 */
-TFM__ALWAYS_INLINE void TFM__FN(g_expm1)(tfm__v *y, const tfm__v *r, const int count) {
+TFM__CURVE void TFM__FN(g_expm1)(tfm__v *y, const tfm__v *r, const int count) {
     TFM__EACH(y[u] = v_fma(v_set1(0.00138204172f), r[u], v_set1(0.00836868491f)))
     TFM__EACH(y[u] = v_fma(y[u], r[u], v_set1(0.0416682698f)))
     TFM__EACH(y[u] = v_fma(y[u], r[u], v_set1(0.166665211f)))
@@ -3948,14 +3953,14 @@ TFM__ALWAYS_INLINE void TFM__FN(g_expm1)(tfm__v *y, const tfm__v *r, const int c
 }
 
 /* n and r of exp(x) = 2^n exp(r), |r| <= ln(2)/2; x := r. ln(2) in two parts: n times the first (9 bits) is exact. */
-TFM__ALWAYS_INLINE void TFM__FN(g_split)(tfm__v *n, tfm__v *x, const int count) {
+TFM__CURVE void TFM__FN(g_split)(tfm__v *n, tfm__v *x, const int count) {
     TFM__EACH(n[u] = v_round(v_mul(x[u], v_set1(1.44269504f))))
     TFM__EACH(x[u] = v_fnma(n[u], v_set1(0.693359375f), x[u]))
     TFM__EACH(x[u] = v_fnma(n[u], v_set1(-2.12194440e-4f), x[u]))
 }
 
 /* x := exp(x). Beyond the bounds the result is inf or 0 anyway; NaN passes through them. */
-TFM__ALWAYS_INLINE void TFM__FN(g_exp)(tfm__v *x, const int count) {
+TFM__CURVE void TFM__FN(g_exp)(tfm__v *x, const int count) {
     tfm__g n, y;
     TFM__EACH(x[u] = v_atleast(v_atmost(x[u], v_set1(89.0f)), v_set1(-104.5f)))
     TFM__FN(g_split)(n, x, count);
@@ -3964,7 +3969,7 @@ TFM__ALWAYS_INLINE void TFM__FN(g_exp)(tfm__v *x, const int count) {
 }
 
 /* The same for x <= 0, and of x - rest where rest is not NULL: less than the last digit of x, which is above -106. */
-TFM__ALWAYS_INLINE void TFM__FN(g_exp_negative)(tfm__v *x, const tfm__v *rest, const int count) {
+TFM__CURVE void TFM__FN(g_exp_negative)(tfm__v *x, const tfm__v *rest, const int count) {
     tfm__g n, y;
     if (!rest) {
         TFM__EACH(x[u] = v_atleast(x[u], v_set1(-104.5f)))
@@ -4031,7 +4036,7 @@ TFM__ALWAYS_INLINE tfm__v v_log(tfm__v x) {
 
 /* m / (m + 2), m = exp(2 |x|) - 1 = 2^n (exp(r) - 1) + (2^n - 1). Below 0.28 the roundings of m and m + 2 come to 2.5
  * ULP: there an odd polynomial. ln(2) in one part: what that costs shows the less, the larger n is. */
-TFM__ALWAYS_INLINE void TFM__FN(g_tanh)(tfm__v *x, const int count) {
+TFM__CURVE void TFM__FN(g_tanh)(tfm__v *x, const int count) {
     tfm__g n, r, m;
     TFM__EACH(r[u] = v_abs(x[u]))
     TFM__EACH(r[u] = v_atmost(v_add(r[u], r[u]), v_set1(19.0f)))  /* from 18.1 on the result is 1 */
@@ -4058,7 +4063,7 @@ TFM__ALWAYS_INLINE void TFM__FN(g_sigmoid)(tfm__v *x, const int count) {
 }
 
 /* x / (1 + exp(e)); below -80 exp(e) does not show. */
-TFM__ALWAYS_INLINE void TFM__FN(g_gated)(tfm__v *x, tfm__v *e, const int count) {
+TFM__CURVE void TFM__FN(g_gated)(tfm__v *x, tfm__v *e, const int count) {
     tfm__g n, y;
     TFM__EACH(e[u] = v_atleast(v_atmost(e[u], v_set1(89.0f)), v_set1(-80.0f)))
     TFM__FN(g_split)(n, e, count);
@@ -4132,15 +4137,26 @@ TFM__ALWAYS_INLINE void TFM__FN(put)(float *p, tfm__v v, int64_t m) {
     }
 }
 
-/* Groups: what lies past m elements reads as zero, and is not written. */
+/* Groups: what lies past m elements reads as zero, and is not written. The ends of rows have functions of their own:
+ * inlined, four masks a group were half of every kernel. */
 #define TFM__GROUPS(begin, end) for (int64_t i = (begin); i < (end); i += TFM__G * TFM__W)
+
+TFM__NOINLINE void TFM__FN(g_get_part)(tfm__v *x, const float *p, int64_t m) {
+    for (int u = 0; u < TFM__G; u++, p += TFM__W, m -= TFM__W) x[u] = m > 0 ? TFM__FN(get)(p, m) : v_zero();
+}
+
+TFM__NOINLINE void TFM__FN(g_put_part)(float *p, const tfm__v *x, int64_t m) {
+    for (; m > 0; x++, p += TFM__W, m -= TFM__W) TFM__FN(put)(p, *x, m);
+}
 
 TFM__ALWAYS_INLINE void TFM__FN(g_get)(tfm__v *x, const float *p, int64_t m) {
     enum { count = TFM__G };
     if (m >= TFM__G * TFM__W) {
         TFM__EACH(x[u] = v_load(p + u * TFM__W))
-    } else {
-        TFM__EACH(x[u] = m > u * TFM__W ? TFM__FN(get)(p + u * TFM__W, m - u * TFM__W) : v_zero())
+    } else { /* part has an address: x shall not */
+        tfm__g part;
+        TFM__FN(g_get_part)(part, p, m);
+        TFM__EACH(x[u] = part[u])
     }
 }
 
@@ -4149,7 +4165,9 @@ TFM__ALWAYS_INLINE void TFM__FN(g_put)(float *p, const tfm__v *x, int64_t m) {
     if (m >= TFM__G * TFM__W) {
         TFM__EACH(v_store(p + u * TFM__W, x[u]))
     } else {
-        TFM__EACH(if (m > u * TFM__W) TFM__FN(put)(p + u * TFM__W, x[u], m - u * TFM__W))
+        tfm__g part;
+        TFM__EACH(part[u] = x[u])
+        TFM__FN(g_put_part)(p, part, m);
     }
 }
 
@@ -5230,12 +5248,14 @@ TFM__ALWAYS_INLINE float TFM__FN(element)(const void *src, int dtype, int64_t at
     return ((const float *)src)[at];
 }
 
-/* rows x cols of c: activation(c + bias). */
-static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-    float *c = g->c + row * g->c_row + col;
-    const float *bias = g->bias ? g->bias + col : NULL;
+/* Columns [begin, end) of c: activation(c + bias). */
+static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t begin, int64_t end) {
+    const float *const bias = g->bias ? g->bias + begin : NULL;
+    float *c = g->c + begin;
     if (!g->finish || (!bias && g->activation == TFM_ACT_NONE)) return;
-    for (; rows > 0; --rows, c += g->c_row) TFM__FN(activate)(g->activation, c, c, bias, NULL, cols);
+    for (int64_t i = 0; i < g->rows; i++, c += g->c_row) {
+        TFM__FN(activate)(g->activation, c, c, bias, NULL, end - begin);
+    }
 }
 
 #define TFM__FAR_SIZE (1 << 16)   /* elements */
@@ -5296,14 +5316,14 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
  * comes from far, since only lower tiles fetch ahead (12 x 4096 x 4096: 0.66 of the peak as one strip, 0.88 as two). */
 static void TFM__FN(gemm)(const tfm__gemm *g) {
     const int64_t *const widths = TFM__FN(tile_cols)[g->b_dtype == TFM__PAIRS], size = TFM__B_SIZE(g);
-    int64_t r, i, j, count, low, high, width, tiles, placed = -1, line = 0;
+    int64_t r, i, j, count, low, high, width, tiles, placed = -1, line = 0, finished = 0;
     tfm__tile tile;
     if (g->rows <= 0 || g->cols <= 0) return;
     if (g->depth <= 0) {
         for (r = 0; r < g->rows && !g->accumulate; r++) {
             for (j = 0; j < g->cols; j++) g->c[r * g->c_row + j] = 0.0f;
         }
-        TFM__FN(gemm_finish)(g, 0, g->rows, 0, g->cols);
+        TFM__FN(gemm_finish)(g, 0, g->cols);
         return;
     }
     count = g->strips ? g->strips : tfm__ceil_div(g->rows, size == 2 ? TFM__HALF_ROWS : TFM__TILE_ROWS);
@@ -5341,9 +5361,12 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
                 } else {
                     TFM__FN(gemm_edge)(g, &tile, height, col, cols);
                 }
-                TFM__FN(gemm_finish)(g, r, height, col, cols);
             }
             r += height;
+        }
+        if (end - finished >= TFM__G * TFM__W || end == g->cols) { /* whole groups: a tile may be half of one */
+            TFM__FN(gemm_finish)(g, finished, end);
+            finished = end;
         }
     }
 }
@@ -6028,6 +6051,7 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_relu
 #undef tfm__g
 #undef TFM__G
+#undef TFM__CURVE
 #undef TFM__W
 #undef TFM__TILE_LIST
 #undef TFM__TILE_LIST_HALVES
@@ -10868,8 +10892,12 @@ typedef struct tfm__product {
 #define TFM__PRODUCT_END (TFM__PRODUCT_BIAS + TFM__PRODUCT_BIASES)
 typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : -1];
 
-#define TFM__PACK_ROWS 25     /* A in rows is packed from so many rows on: strips save the kernel's page walks */
-#define TFM__PACK_COLS 128    /* ... if as many columns share the packing */
+/* A in rows is packed from so many rows on: strips save the kernel's page walks. So many columns have to share the
+ * packing; fewer where rows lie whole pages apart, in few lines of the cache, or where all rows shall share a plain B's
+ * (512 x 768 x 768: 0.97 of the time without, 128 x 256 x 1024: 1.1). */
+#define TFM__PACK_ROWS 25
+#define TFM__PACK_COLS 1024
+#define TFM__PACK_SOON 128
 
 /* Rows of a plain B that few rows of A take at a time. Each lies on a page of its own: so few are read side by side,
  * from the first column to the last (1 x 4096 x 4096: 1.5 times faster than 128 rows at once). For more rows of A it
@@ -10894,15 +10922,22 @@ static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__produc
     return (p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0);
 }
 
+/* B would be packed for every block of A. */
+static int tfm__product_repacks(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
+    return rows > k->block_m && !tfm__product_in_place(k, p, rows, p->cols);
+}
+
 /* What becomes of a block of A: nothing; a copy in rows, f32 or pairs of bf16 (halves of B go with rows alone); or
  * strips. */
 enum { TFM__A_AS_IT_LIES, TFM__A_ROWS, TFM__A_STRIPS };
 static int tfm__product_packs_a(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t cols) {
     const int must = p->a_dtype != TFM_F32 || (p->a_col != 1 && p->depth > 1);
+    int64_t least;
     if (p->strips) return TFM__A_AS_IT_LIES;
     if (p->pairs) return TFM__A_ROWS;
     if (p->b_dtype != TFM_F32 && tfm__product_in_place(k, p, rows, p->cols)) return must ? TFM__A_ROWS : 0;
-    if (must || (rows > k->tile_rows && rows >= TFM__PACK_ROWS && cols >= TFM__PACK_COLS)) return TFM__A_STRIPS;
+    least = p->a_row % 1024 == 0 || tfm__product_repacks(k, p, rows) ? TFM__PACK_SOON : TFM__PACK_COLS;
+    if (must || (rows > k->tile_rows && rows >= TFM__PACK_ROWS && cols >= least)) return TFM__A_STRIPS;
     return TFM__A_AS_IT_LIES;
 }
 
@@ -11144,8 +11179,7 @@ static void tfm__product_pack_task(void *arg, int64_t begin, int64_t end, int sl
 static int64_t tfm__product_team(const tfm_ctx *c, const tfm__product *p) {
     const int64_t high = c->k->tile_rows, fit = p->depth ? TFM__TEAM_BYTES / 4 / p->depth / high * high : 0;
     const int64_t most = p->c_dtype == TFM_F32 ? fit : tfm__min64(fit, TFM__PRODUCT_HIGH / high * high);
-    const int repacks_b = p->rows > c->k->block_m && !tfm__product_in_place(c->k, p, p->rows, p->cols);
-    if ((c->threads == 1 && !repacks_b) || most < c->k->block_m) return 0;
+    if ((c->threads == 1 && !tfm__product_repacks(c->k, p, p->rows)) || most < c->k->block_m) return 0;
     if (tfm__product_packs_a(c->k, p, p->rows, p->cols) != TFM__A_STRIPS) return 0;
     return tfm__min64(tfm__round_up(p->rows, high), most);
 }
@@ -20714,6 +20748,7 @@ TFM__STRICT_FP_END
 #undef TFM__PACKED
 #undef TFM__PACK_COLS
 #undef TFM__PACK_ROWS
+#undef TFM__PACK_SOON
 #undef TFM__PAIRS
 #undef TFM__PANEL
 #undef TFM__PIECE
