@@ -301,6 +301,25 @@ Test(matmul, the_product_of_a_batch_has_the_bits_of_each) {
     }
 }
 
+/* Many rows read a wide right side in place once and keep it as panels; its last columns are no whole tile. */
+Test(matmul, a_wide_right_side_has_the_bits_of_a_packed_weight) {
+    TEST_EACH_ISA(c, 2) {
+        static const int64_t rows[] = {17, 25, 49, 131, 300}, cols[] = {544, 650};
+        void *memory = malloc(656 * 401 * 4);
+        for (int i = 0; i < 2; i++) {
+            const tfm_marker mark = tfm_mark(c);
+            tfm_tensor *b = plain(c, TFM_SHAPE(401, cols[i]), 2);
+            tfm_tensor panels = packed(tfm_contiguous(c, tfm_transpose(c, b, 0, 1)), memory);
+            for (int j = 0; j < (test_quick() ? 4 : 5); j++) {
+                tfm_tensor *a = plain(c, TFM_SHAPE(rows[j], 401), 1);
+                assert_same_tensor(c, tfm_linear(c, a, &panels, NULL, TFM_ACT_NONE), tfm_matmul(c, a, b));
+            }
+            tfm_rewind(c, mark);
+        }
+        free(memory);
+    }
+}
+
 Test(linear, packed_and_plain_weights_have_the_same_bits) {
     TEST_EACH_ISA(c, 2) {
         static const int64_t rows[] = {1, 2, 5, 14, 90, 200};
