@@ -2965,9 +2965,13 @@ struct tfm__kernels {
     void (*attn_keep)(float *score, const unsigned char *keep, int64_t keys);
     /* scores -> max, exp(score - max) in place, sum, out = weights * V; skips masked keys exactly */
     void (*attn_reduce)(tfm__attn_tile *t);
-    /* (max, sum, out) of rows += another part (later keys): the one merging formula */
-    void (*attn_merge)(int64_t rows, int64_t value_size, float *max, float *sum, float *out, int64_t out_row,
-                       const float *max2, const float *sum2, const float *out2, int64_t out2_row);
+    /* the same in two steps, scores -> weights and weights -> output; the first returns 0, with the maxima alone
+     * written, where a score is -inf */
+    int (*attn_weigh)(tfm__attn_tile *t);
+    void (*attn_values)(tfm__attn_tile *t);
+    /* (max, sum, out) of rows += `count` other parts (later and later keys): the one merging formula */
+    void (*attn_merge)(int64_t count, int64_t rows, int64_t value_size, float *max, float *sum, float *out,
+                       int64_t out_row, const float *max2, const float *sum2, const float *out2, int64_t out2_row);
 };
 typedef struct tfm__kernels tfm__kernels;
 
@@ -5906,11 +5910,10 @@ TFM__NOINLINE void TFM__FN(attn_skip)(const tfm__attn_tile *t, int64_t row, cons
     }
 }
 
-static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
-    int masked[TFM__ATTN_ROWS], any = 0;
-    uint32_t which[TFM__ATTN_ROWS][TFM__BLOCK_KEYS / 32];
+/* The rows' maxima. masked[r]: some score of row r is -inf; returns whether any is. */
+TFM__NOINLINE int TFM__FN(attn_maxima)(tfm__attn_tile *t, int *masked) {
     tfm__attn_strip x;
-    tfm__gemm g;
+    int any = 0;
     for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
         for (int64_t r = x.row; r < x.end; ++r) {
             float *const score = t->scores + r * TFM__BLOCK_KEYS + x.first;
@@ -5918,74 +5921,113 @@ static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
             any |= masked[r];
         }
     }
-    /* A masked key's weight of 0 takes it out of the product, unless its value is Inf or NaN: then it is skipped. */
-    const int skip = any && !TFM__FN(attn_values_finite)(t);
+    return any;
+}
+
+static void TFM__FN(attn_row_weights)(tfm__attn_tile *t, const tfm__attn_strip *x, int64_t r) {
+    t->sum[r] = TFM__FN(attn_weights)(t->scores + r * TFM__BLOCK_KEYS + x->first, x->last - x->first, &t->max[r]);
+}
+
+/* The product of a strip's weights and the values. */
+TFM__NOINLINE void TFM__FN(attn_strip_values)(tfm__attn_tile *t, const tfm__attn_strip *x) {
     const int64_t whole = t->value_size / TFM__KEY_PANEL * TFM__KEY_PANEL, size = t->v_dtype == TFM_F32 ? 4 : 2;
+    tfm__gemm g;
     memset(&g, 0, sizeof g);
+    g.rows = x->end - x->row;
+    g.depth = x->last - x->first;
+    g.a = t->scores + x->row * TFM__BLOCK_KEYS + x->first;
     g.a_row = TFM__BLOCK_KEYS;
     g.b_dtype = t->v_dtype;
     g.c_row = t->out_row;
     g.activation = TFM_ACT_NONE;
+    for (int64_t j = 0; j < t->value_size; j += g.cols) { /* whole panels, then what is left */
+        g.b_wide = t->v_row < 0 && j < whole;
+        g.b_panel = g.b_wide ? TFM__KEY_PANEL * TFM__BLOCK_KEYS : TFM__PANEL;
+        g.cols = (g.b_wide ? whole : t->value_size) - j;
+        g.b = (const char *)t->v + TFM__FN(value_at)(t, j, &g.b_row) * size;
+        g.b = (const char *)g.b + x->first * g.b_row * size;
+        g.c = t->out + x->row * t->out_row + j;
+        g.next = t->after_values ? (const char *)t->after_values + j * g.depth * size : NULL;
+        TFM__FN(gemm)(&g);
+    }
+}
+
+static void TFM__FN(attn_reduce)(tfm__attn_tile *t) {
+    int masked[TFM__ATTN_ROWS];
+    uint32_t which[TFM__ATTN_ROWS][TFM__BLOCK_KEYS / 32];
+    tfm__attn_strip x;
+    /* A masked key's weight of 0 takes it out of the product, unless its value is Inf or NaN: then it is skipped. */
+    const int skip = TFM__FN(attn_maxima)(t, masked) && !TFM__FN(attn_values_finite)(t);
     for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
         for (int64_t r = x.row; r < x.end; ++r) {
-            float *const score = t->scores + r * TFM__BLOCK_KEYS;
             if (skip) memset(which[r], 0, sizeof which[r]);
             for (int64_t key = x.first; skip && key < x.last; ++key) {
-                if (tfm__float_bits(score[key]) == 0xff800000u) which[r][key / 32] |= 1u << (key % 32);
+                if (tfm__float_bits(t->scores[r * TFM__BLOCK_KEYS + key]) == 0xff800000u) {
+                    which[r][key / 32] |= 1u << (key % 32);
+                }
             }
-            t->sum[r] = TFM__FN(attn_weights)(score + x.first, x.last - x.first, &t->max[r]);
+            TFM__FN(attn_row_weights)(t, &x, r);
         }
-        g.rows = x.end - x.row;
-        g.depth = x.last - x.first;
-        g.a = t->scores + x.row * TFM__BLOCK_KEYS + x.first;
-        for (int64_t j = 0; j < t->value_size; j += g.cols) { /* whole panels, then what is left */
-            g.b_wide = t->v_row < 0 && j < whole;
-            g.b_panel = g.b_wide ? TFM__KEY_PANEL * TFM__BLOCK_KEYS : TFM__PANEL;
-            g.cols = (g.b_wide ? whole : t->value_size) - j;
-            g.b = (const char *)t->v + TFM__FN(value_at)(t, j, &g.b_row) * size;
-            g.b = (const char *)g.b + x.first * g.b_row * size;
-            g.c = t->out + x.row * t->out_row + j;
-            g.next = t->after_values ? (const char *)t->after_values + j * g.depth * size : NULL;
-            TFM__FN(gemm)(&g);
-        }
+        TFM__FN(attn_strip_values)(t, &x);
         for (int64_t r = x.row; skip && r < x.end; ++r) {
             if (masked[r]) TFM__FN(attn_skip)(t, r, &x, which[r]);
         }
     }
 }
 
-/* A side without keys has max = -inf: the other one comes through bit for bit. */
-static void TFM__FN(attn_merge)(int64_t rows, int64_t value_size, float *max, float *sum, float *out, int64_t out_row,
-                                const float *max2, const float *sum2, const float *out2, int64_t out2_row) {
-    const float minus_inf = tfm__bits_float(0xff800000u);
-    float scale[2][TFM__W], top[TFM__W], total[TFM__W];
-    for (int64_t begin = 0; begin < rows; begin += TFM__W) {
-        const int64_t count = tfm__min64(TFM__W, rows - begin);
-        const tfm__v m = v_max(TFM__FN(get)(max + begin, count), TFM__FN(get)(max2 + begin, count));
-        for (int i = 0; i < 2; ++i) { /* one text of v_exp */
-            v_store(scale[i], v_exp(v_sub(TFM__FN(get)((i ? max2 : max) + begin, count), m)));
+static int TFM__FN(attn_weigh)(tfm__attn_tile *t) {
+    int masked[TFM__ATTN_ROWS];
+    tfm__attn_strip x;
+    if (TFM__FN(attn_maxima)(t, masked)) return 0;
+    for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
+        for (int64_t r = x.row; r < x.end; ++r) TFM__FN(attn_row_weights)(t, &x, r);
+    }
+    return 1;
+}
+static void TFM__FN(attn_values)(tfm__attn_tile *t) {
+    tfm__attn_strip x;
+    for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) TFM__FN(attn_strip_values)(t, &x);
+}
+
+/* `count` parts of `rows` rows each join the rows one after the other. A side without keys has max = -inf: the other
+ * one comes through bit for bit. All exponentials first: one after the other they would wait for each other. */
+static void TFM__FN(attn_merge)(int64_t count, int64_t rows, int64_t value_size, float *max, float *sum, float *out,
+                                int64_t out_row, const float *max2, const float *sum2, const float *out2,
+                                int64_t out2_row) {
+    enum { room = TFM__ATTN_ROWS + TFM__W };
+    const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u)), zero = v_zero();
+    const int64_t all = count * rows;
+    float scale[2][room], sides[room]; /* of rows and parts; 0: the part is empty, 1: the row was, 2: neither */
+    for (int64_t n = 0; n < all; n += rows) {
+        for (int64_t r = 0; r < rows; r += TFM__W) {
+            const tfm__v before = TFM__FN(get)(max + r, rows - r), part = TFM__FN(get)(max2 + n + r, rows - r);
+            const tfm__m none = v_eq(part, minus_inf), first = v_eq(before, minus_inf);
+            const tfm__v top = v_max(before, part);
+            TFM__FN(put)(max + r, v_select(none, before, top), rows - r);
+            v_store(sides + n + r, v_select(none, zero, v_select(first, v_set1(1.0f), v_set1(2.0f))));
+            v_store(scale[0] + n + r, v_select(none, zero, v_select(first, minus_inf, v_sub(before, top))));
+            v_store(scale[1] + n + r, v_select(none, minus_inf, v_select(first, zero, v_sub(part, top))));
         }
-        v_store(top, m);
-        v_store(total, v_fma(TFM__FN(get)(sum + begin, count), v_load(scale[0]),
-                             v_mul(TFM__FN(get)(sum2 + begin, count), v_load(scale[1]))));
-        for (int64_t r = begin; r < begin + count; ++r) {
-            const float *const from = out2 + r * out2_row;
-            float *const to = out + r * out_row;
-            if (max2[r] == minus_inf) continue;
-            if (max[r] == minus_inf) {
-                max[r] = max2[r];
-                sum[r] = sum2[r];
-                memcpy(to, from, (size_t)value_size * sizeof(float));
-                continue;
-            }
-            const tfm__v by = v_set1(scale[0][r - begin]), by2 = v_set1(scale[1][r - begin]);
-            max[r] = top[r - begin];
-            sum[r] = total[r - begin];
-            for (int64_t j = 0; j < value_size; j += TFM__W) {
-                const int64_t left = value_size - j;
-                const tfm__v merged = v_fma(TFM__FN(get)(to + j, left), by, v_mul(TFM__FN(get)(from + j, left), by2));
-                TFM__FN(put)(to + j, merged, left);
-            }
+    }
+    for (int i = 0; i < 2; ++i) { /* one text of v_exp */
+        for (int64_t n = 0; n < all; n += TFM__W) v_store(scale[i] + n, v_exp(TFM__FN(get)(scale[i] + n, all - n)));
+    }
+    for (int64_t n = 0; n < all; n += rows) {
+        for (int64_t r = 0; r < rows; r += TFM__W) {
+            const int64_t left = rows - r;
+            const tfm__v more = v_mul(TFM__FN(get)(sum2 + n + r, left), v_load(scale[1] + n + r));
+            TFM__FN(put)(sum + r, v_fma(TFM__FN(get)(sum + r, left), v_load(scale[0] + n + r), more), left);
+        }
+    }
+    for (int64_t n = 0; n < all; ++n) {
+        const float *const from = out2 + n * out2_row;
+        float *const to = out + n % rows * out_row;
+        const tfm__v by = v_set1(scale[0][n]), by2 = v_set1(scale[1][n]);
+        if (sides[n] == 1.0f) memcpy(to, from, (size_t)value_size * sizeof(float));
+        for (int64_t j = 0; sides[n] == 2.0f && j < value_size; j += TFM__W) {
+            const int64_t left = value_size - j;
+            const tfm__v merged = v_fma(TFM__FN(get)(to + j, left), by, v_mul(TFM__FN(get)(from + j, left), by2));
+            TFM__FN(put)(to + j, merged, left);
         }
     }
 }
@@ -6007,7 +6049,8 @@ static const tfm__kernels TFM__FN(kernels) = {
     TFM__FN(gemm), TFM__FN(pack_panels), TFM__FN(pack_weight), TFM__FN(pack_strips), TFM__FN(transpose),
     TFM__FN(load), TFM__FN(store), TFM__FN(unary), TFM__FN(binary), TFM__FN(fma_scalar), TFM__FN(reduce), TFM__FN(glu),
     TFM__FN(softmax), TFM__FN(logsumexp), TFM__FN(norm), TFM__FN(rotary), TFM__FN(dot),
-    TFM__FN(scale_rows), TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_reduce), TFM__FN(attn_merge)
+    TFM__FN(scale_rows), TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_reduce),
+    TFM__FN(attn_weigh), TFM__FN(attn_values), TFM__FN(attn_merge)
 };
 
 /* What differs from pass to pass, or is too short a name to leave behind. */
@@ -12497,8 +12540,8 @@ static void tfm__attn_load(const tfm__attn *a, tfm__attn_lane *lane, int64_t key
 static void tfm__attn_join(const tfm__attn *a, int64_t rows, tfm__attn_part *to, tfm__attn_part *from) {
     if (!from->any) return;
     if (to->any) {
-        a->k->attn_merge(rows, a->value_size, to->max, to->sum, to->out, a->value_size, from->max, from->sum, from->out,
-                         a->value_size);
+        a->k->attn_merge(1, rows, a->value_size, to->max, to->sum, to->out, a->value_size, from->max, from->sum,
+                         from->out, a->value_size);
     } else {
         float *const out = to->out;
         *to = *from;
@@ -12550,7 +12593,7 @@ static void tfm__attn_reduce_dropped(const tfm__attn *a, const tfm__mask_tile *m
     a->k->attn_reduce(t);
     memset(sum, 0, sizeof sum);
     memset(out, 0, (size_t)(t->rows * a->value_size) * sizeof(float));
-    a->k->attn_merge(t->rows, a->value_size, lane->block.max, lane->block.sum, out, a->value_size, max, sum,
+    a->k->attn_merge(1, t->rows, a->value_size, lane->block.max, lane->block.sum, out, a->value_size, max, sum,
                      lane->spare_out, a->value_size);
 }
 
@@ -12620,13 +12663,16 @@ static void tfm__attn_block(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
 }
 
 /* A few rows against as many whole blocks of a cache from `key` on as the scores have room for: first all keys, then
- * all values, so that each comes from memory as one long stream (12 heads of 64, 1024 keys, f16, cold: 0.19 ms, 0.16).
- * Returns how many keys that were. */
+ * all weights, then all values, so that keys and values come from memory as one long stream each (12 heads of 64, 1024
+ * keys, f16, cold: 0.19 ms, 0.16), then one merge (f16: 0.95 of the time of a merge for each block, whose maximum,
+ * exponentials and merge the stream would wait for). Returns how many keys that were. */
 static int64_t tfm__attn_blocks(const tfm__attn *a, tfm__attn_lane *lane, int64_t key, int64_t end) {
     tfm__attn_rows *const x = &lane->tiles[0];
     const int64_t rows = x->mask.rows, most = tfm__min64(TFM__SUPER_BLOCKS, TFM__ATTN_ROWS / rows);
     float *const scores = lane->scores;
+    tfm__attn_part *const part = &lane->block, *const super = &x->super;
     tfm__attn_tile t[TFM__SUPER_BLOCKS];
+    int weighed[TFM__SUPER_BLOCKS];
     int64_t count = 0, i;
     if (!a->panels || most < 4 || a->mask.additive || a->mask.boolean || a->dropout > 0.0f) return 0;
     lane->streams = 1;
@@ -12643,12 +12689,20 @@ static int64_t tfm__attn_blocks(const tfm__attn *a, tfm__attn_lane *lane, int64_
     lane->streams = 0;
     lane->scores = scores;
     for (i = 0; i < count; ++i) {
-        t[i].out = lane->block.out;
+        t[i].out = part->out + i * rows * a->value_size;
+        t[i].max = part->max + i * rows;
+        t[i].sum = part->sum + i * rows;
         t[i].finite = NULL; /* is the last block's */
-        a->k->attn_reduce(&t[i]);
-        lane->block.any = 1;
-        tfm__attn_join(a, rows, &x->super, &lane->block);
+        weighed[i] = a->k->attn_weigh(&t[i]);
     }
+    for (i = 0; i < count; ++i) (weighed[i] ? a->k->attn_values : a->k->attn_reduce)(&t[i]);
+    for (i = 0; !super->any && i < rows; ++i) {
+        super->max[i] = tfm__bits_float(0xff800000u);
+        super->sum[i] = 0.0f;
+    }
+    super->any |= count > 0;
+    a->k->attn_merge(count, rows, a->value_size, super->max, super->sum, super->out, a->value_size,
+                     part->max, part->sum, part->out, a->value_size);
     return count * TFM__BLOCK_KEYS;
 }
 

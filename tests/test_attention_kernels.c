@@ -299,11 +299,11 @@ Test(attention_kernels, an_attended_nan_or_infinite_score_takes_its_row_and_surv
                         for (i = 0; i < 24; i++)
                             CHECK(isnan(a.t.out[r * 24 + i]) == (r == bad), TILE ": query %d", TILE_OF(k, &a), (int)r);
                     fill_value(out, 24, 1);
-                    k->attn_merge(1, 24, &max, &sum, out, 24, a.t.max + bad, a.t.sum + bad, a.t.out + bad * 24, 24);
+                    k->attn_merge(1, 1, 24, &max, &sum, out, 24, a.t.max + bad, a.t.sum + bad, a.t.out + bad * 24, 24);
                     for (i = 0; i < 24; i++) CHECK(isnan(out[i]) && isnan(sum), "%s: merging loses it", k->name);
                     max = sum = 1;
                     fill_value(out, 24, 1);
-                    k->attn_merge(1, 24, a.t.max + bad, a.t.sum + bad, a.t.out + bad * 24, 24, &max, &sum, out, 24);
+                    k->attn_merge(1, 1, 24, a.t.max + bad, a.t.sum + bad, a.t.out + bad * 24, 24, &max, &sum, out, 24);
                     for (i = 0; i < 24; i++) CHECK(isnan(a.t.out[bad * 24 + i]), "%s: merging loses it", k->name);
                 }
     }
@@ -394,7 +394,7 @@ Test(attention_kernels, merging_is_within_budget_and_a_side_without_keys_leaves_
                     old_max[r] = max[r], old_sum[r] = sum[r];
                     memcpy(old[r], row, (size_t)size * 4);
                 }
-                k->attn_merge(rows, size, max, sum, out, size + gap, max2, sum2, out2, size + 2 * gap);
+                k->attn_merge(1, rows, size, max, sum, out, size + gap, max2, sum2, out2, size + 2 * gap);
                 for (r = 0; r < rows; r++) {
                     const float *row = out + r * (size + gap), *row2 = out2 + r * (size + 2 * gap);
                     const double top = fmax((double)old_max[r], (double)max2[r]);
@@ -432,13 +432,64 @@ Test(attention_kernels, a_row_merges_to_the_same_bits_alone) {
         fill_normal(max, ROWS), fill_normal(max2, ROWS), fill_normal(out, ROWS * 19), fill_normal(out2, ROWS * 19);
         for (r = 0; r < ROWS; r++) sum[r] = 1 + (float)uniform(), sum2[r] = 1 + (float)uniform();
         memcpy(was_max, max, sizeof max), memcpy(was_sum, sum, sizeof sum), memcpy(was, out, sizeof out);
-        k->attn_merge(ROWS, 19, max, sum, out, 19, max2, sum2, out2, 19);
+        k->attn_merge(1, ROWS, 19, max, sum, out, 19, max2, sum2, out2, 19);
         for (r = 0; r < ROWS; r++) {
             one_max = was_max[r], one_sum = was_sum[r];
             memcpy(one, was + r * 19, sizeof one);
-            k->attn_merge(1, 19, &one_max, &one_sum, one, 19, max2 + r, sum2 + r, out2 + r * 19, 19);
+            k->attn_merge(1, 1, 19, &one_max, &one_sum, one, 19, max2 + r, sum2 + r, out2 + r * 19, 19);
             CHECK(same(&one_max, &max[r], 4) && same(&one_sum, &sum[r], 4) && same(one, out + r * 19, sizeof one),
                   "%s: row %d", k->name, r);
+        }
+    }
+}
+
+/* Empty parts and rows, NaN and Inf among them. */
+Test(attention_kernels, parts_merged_at_once_have_the_bits_of_one_after_the_other) {
+    enum { SIZE = 19 };
+    EACH_TABLE(k) {
+        for (int rows = 1; rows <= 16; rows += rows < 5 ? 1 : 3) {
+            const int count = ROWS / rows, all = count * rows;
+            float max[16], sum[16], out[16 * SIZE], max2[ROWS], sum2[ROWS], out2[ROWS * SIZE], one_max[16], one_sum[16],
+                one[16 * SIZE];
+            fill_normal(max, 16), fill_normal(out, 16 * SIZE), fill_normal(max2, ROWS), fill_normal(out2, ROWS * SIZE);
+            for (int r = 0; r < rows; r++) {
+                sum[r] = r % 3 == 1 ? 0 : 1 + (float)uniform();
+                if (r % 3 == 1) max[r] = (float)-HUGE_VAL;
+            }
+            for (int n = 0; n < all; n++) {
+                const double kind = uniform();
+                sum2[n] = kind < 0.3 ? 0 : 1 + (float)uniform();
+                max2[n] = kind < 0.3 ? (float)-HUGE_VAL : kind < 0.35 ? (float)NAN : kind < 0.4 ? (float)HUGE_VAL : max2[n];
+            }
+            memcpy(one_max, max, sizeof max), memcpy(one_sum, sum, sizeof sum), memcpy(one, out, sizeof out);
+            k->attn_merge(count, rows, SIZE, max, sum, out, SIZE, max2, sum2, out2, SIZE);
+            for (int n = 0; n < all; n += rows)
+                k->attn_merge(1, rows, SIZE, one_max, one_sum, one, SIZE, max2 + n, sum2 + n, out2 + n * SIZE, SIZE);
+            CHECK(same(max, one_max, rows * 4) && same(sum, one_sum, rows * 4) && same(out, one, rows * SIZE * 4),
+                  "%s: %d parts of %d rows", k->name, count, rows);
+        }
+    }
+}
+
+Test(attention_kernels, two_steps_have_the_bits_of_one_and_leave_masked_scores_to_it) {
+    EACH_TABLE(k) {
+        for (int64_t rows = 1; rows <= k->tile_rows + 1; rows++) {
+            tile a = make_tile(rows, BLOCK, 8, 24, TFM_F32, TFM_F32, 0);
+            const int64_t at = (rows - 1) * BLOCK + 77;
+            float scores[ROWS * BLOCK];
+            k->attn_scores(&a.t);
+            memcpy(scores, a.t.scores, (size_t)(rows * BLOCK) * 4);
+            k->attn_reduce(&a.t);
+            const results whole = results_of(&a);
+            memcpy(a.t.scores, scores, (size_t)(rows * BLOCK) * 4);
+            fill_value(a.t.out, rows * 24, 77);
+            CHECK(k->attn_weigh(&a.t) == 1, "%s: refused", k->name);
+            k->attn_values(&a.t);
+            for (int64_t r = 0; r < rows; r++)
+                CHECK(same_row(&a, &whole, r, r), "%s: row %d of %d", k->name, (int)r, (int)rows);
+            memcpy(a.t.scores, scores, (size_t)(rows * BLOCK) * 4);
+            scores[at] = a.t.scores[at] = (float)-HUGE_VAL;
+            CHECK(k->attn_weigh(&a.t) == 0 && same(a.t.scores, scores, rows * BLOCK * 4), "%s: -inf taken", k->name);
         }
     }
 }
@@ -465,7 +516,7 @@ Test(attention_kernels, blocks_merged_left_to_right_are_attention_over_all_keys)
             for (j = 0; j < a.t.keys; j++)
                 for (i = 0; i < SIZE; i++) value[first + j][i] = (double)element(a.t.v, TFM_F32, j * SIZE + i);
             k->attn_reduce(&a.t);
-            k->attn_merge(rows, SIZE, max, sum, out, SIZE, a.t.max, a.t.sum, a.t.out, SIZE);
+            k->attn_merge(1, rows, SIZE, max, sum, out, SIZE, a.t.max, a.t.sum, a.t.out, SIZE);
         }
         for (r = 0; r < rows; r++) {
             double exact[SIZE], top = -HUGE_VAL, total = 0;

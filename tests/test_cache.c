@@ -127,6 +127,40 @@ Test(cache, same_bits_far_along_on_any_number_of_threads) {
         }
 }
 
+static void fill(tfm_ctx *c, tfm_tensor *t, double value) {
+    assert_ok(c, tfm_copy(c, t, tfm_full(c, TFM_F32, tfm_shape_of(t->ndim, t->shape), value)));
+}
+
+/* A score of -inf takes its key out, whose value may be NaN; blocks with one go another way than those without. */
+Test(cache, same_bits_where_some_scores_are_minus_infinity) {
+    static const int64_t out[] = {140, 141, 511, 900};
+    EACH_ISA_AND_SIZE(c, 2) {
+        const int64_t L = 1100, n = BATCH * HEADS * GROUP * DV;
+        const tfm_attention_options o = causal(TFM_CAUSAL_BOTTOM_RIGHT);
+        const tfm_cache_options g = geometry(TFM_F32, L);
+        tfm_cache *cache = tfm_cache_create(c, &g);
+        const inputs x = make_inputs(c, L, TFM_F32);
+        tfm_tensor *q = part(c, x.q, L - 1, 1);
+        float *cached, *uncached;
+        fill(c, tfm_narrow(c, q, 3, 0, 1), 100);
+        for (int i = 0; i < 4; i++) {
+            tfm_tensor *k = part(c, x.k, out[i], 1);
+            fill(c, k, 0);
+            fill(c, tfm_narrow(c, k, 3, 0, 1), -3e38);
+            fill(c, part(c, x.v, out[i], 1), (double)NAN);
+        }
+        assert_ok(c, tfm_cache_append(c, cache, 0, part(c, x.k, 0, L - 1), part(c, x.v, 0, L - 1), NULL));
+        assert_ok(c, tfm_cache_append(c, cache, 0, part(c, x.k, L - 1, 1), part(c, x.v, L - 1, 1), NULL));
+        cached = test_floats(c, tfm_attention_cached(c, q, cache, 0, &o));
+        uncached = test_floats(c, tfm_attention(c, q, x.k, x.v, &o));
+        cr_assert(cached && uncached, "%s", tfm_error(c));
+        assert_same_bytes(cached, uncached, n * 4);
+        for (int64_t i = 0; i < n; i++) cr_assert(!isnan(cached[i]), "element %d", (int)i);
+        free(cached), free(uncached);
+        tfm_cache_destroy(cache);
+    }
+}
+
 Test(cache, ragged_rows_have_the_bits_of_running_alone) {
     TEST_EACH_ISA(c, 2) {
         static const int64_t counts[2][BATCH] = {{20, 3, 11}, {5, 7, 0}};
