@@ -10995,8 +10995,10 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 #define TFM__PLAIN_DEPTH 8
 
 /* Longer rows of a plain B are packed where more strips of A than this share the packing: read as they lie, a page
- * each, they cost up to a third (128 x 3072 x 768 on AVX2: 0.60 of the peak instead of 0.86). */
+ * each, they cost up to a third (128 x 3072 x 768 on AVX2: 0.60 of the peak instead of 0.86). Tiles that read one line
+ * of a row suffer sooner (512 x 512 x 512 on AVX2: 0.88 of the time when packed). */
 #define TFM__PLAIN_ROW 512
+#define TFM__PLAIN_ROW_LINE 384
 #define TFM__PLAIN_STRIPS 4
 
 /* Halves of B are converted by the tiles for so many rows of A; for more they are packed as f32, once for all. */
@@ -11005,10 +11007,11 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 /* B is read as it lies, up to column j1, by `rows` rows. Rows 16 apart mean whole panels to the kernel: it would read
  * past the end of a partial one. */
 static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t j1) {
+    const int64_t longest = k->keep_b || p->depth < 256 ? TFM__PLAIN_ROW : TFM__PLAIN_ROW_LINE;
     if (p->pairs) return 1;
     if (p->b_dtype != TFM_F32 && (p->strips || rows > TFM__HALVES_ROWS)) return 0;
     if (p->b_panels) return 1;
-    if (p->b_row > TFM__PLAIN_ROW && rows > TFM__PLAIN_STRIPS * k->tile_rows) return 0;
+    if (p->b_row > longest && rows > TFM__PLAIN_STRIPS * k->tile_rows) return 0;
     return (p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0);
 }
 
@@ -20880,6 +20883,7 @@ TFM__STRICT_FP_END
 #undef TFM__PLAIN
 #undef TFM__PLAIN_DEPTH
 #undef TFM__PLAIN_ROW
+#undef TFM__PLAIN_ROW_LINE
 #undef TFM__PLAIN_STRIPS
 #undef TFM__PRINTF
 #undef TFM__PRINT_EDGE
