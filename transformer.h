@@ -2969,7 +2969,8 @@ struct tfm__kernels {
      * written, where a score is -inf */
     int (*attn_weigh)(tfm__attn_tile *t);
     void (*attn_values)(tfm__attn_tile *t);
-    /* (max, sum, out) of rows += `count` other parts (later and later keys): the one merging formula */
+    /* (max, sum, out) of rows += `count` other parts (later and later keys), count * rows <= TFM__ATTN_ROWS: the one
+     * merging formula */
     void (*attn_merge)(int64_t count, int64_t rows, int64_t value_size, float *max, float *sum, float *out,
                        int64_t out_row, const float *max2, const float *sum2, const float *out2, int64_t out2_row);
 };
