@@ -5292,7 +5292,8 @@ static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t begin, int64_t end)
 }
 
 #define TFM__FAR_SIZE (1 << 16)   /* elements */
-#define TFM__STREAM_AHEAD(size) ((size) == 4 ? 2048 : 8192) /* bytes; one row of halves is best without */
+/* bytes; one row of halves is best without */
+#define TFM__STREAM_AHEAD(size, rows) ((size) != 4 ? 8192 : (rows) < 3 ? 2048 : 512)
 #define TFM__B_SIZE(g) ((g)->b_dtype == TFM_F16 || (g)->b_dtype == TFM_BF16 ? 2 : 4)
 
 /* What is left of the columns from col on, where no tile fits: pieces of panels, four rows at a time. */
@@ -5336,7 +5337,7 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
     tile->ahead = (const char *)tile->a;
     tile->ahead_row = 0;
     if (stream) {
-        tile->ahead = (const char *)tile->b[0] + TFM__STREAM_AHEAD(size);
+        tile->ahead = (const char *)tile->b[0] + TFM__STREAM_AHEAD(size, g->rows);
         tile->ahead_row = g->rows == 1 && size == 2 ? 0 : bytes;
     } else if (g->next) {
         tile->ahead = (const char *)g->next + col * g->depth * size;
