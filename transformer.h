@@ -3940,7 +3940,7 @@ TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) {
 /* A group: vectors that one function works on side by side, step by step. Each is a chain of 10 to 20 dependent
  * operations of 3 or 4 cycles; one after the other, a core sees too few of them ahead to keep its units busy (AVX2, Zen
  * 4: exp in 10 cycles a vector, 8 in groups). count <= TFM__G is a constant where it is inlined, and so is u. Plain C
- * has each curve once, not in every kernel: a tenth slower, 16 KB less. */
+ * has each curve once, not in every kernel: up to a fifth slower, 16 KB less. */
 #if TFM__PASS == TFM__SCALAR
 #define TFM__G 1
 #define TFM__CURVE TFM__NOINLINE
@@ -4151,7 +4151,7 @@ TFM__ALWAYS_INLINE void TFM__FN(put)(float *p, tfm__v v, int64_t m) {
 }
 
 /* Groups: what lies past m elements reads as zero, and is not written. The ends of rows have functions of their own:
- * inlined, four masks a group were half of every kernel. */
+ * inlined, four masks a group were half of a short kernel. */
 #define TFM__GROUPS(begin, end) for (int64_t i = (begin); i < (end); i += TFM__G * TFM__W)
 
 TFM__NOINLINE void TFM__FN(g_get_part)(tfm__v *x, const float *p, int64_t m) {
@@ -5403,7 +5403,6 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
                 tile.c = g->c + r * g->c_row + col;
                 if (g->plain && i == 0) {
                     TFM__FN(gemm_keep)(g, &tile, height, col);
-                    placed = -1;
                     continue;
                 }
                 TFM__FN(gemm_ahead)(g, &tile, i, count, done++, tiles, j, width, &line);
@@ -10986,7 +10985,7 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 
 /* A in rows is packed from so many rows on: strips save the kernel's page walks. So many columns have to share the
  * packing; fewer where rows lie whole pages apart, in few lines of the cache, or where all rows shall share a plain B's
- * (512 x 768 x 768: 0.97 of the time without, 128 x 256 x 1024: 1.1). */
+ * (512 x 512 x 512: 0.97 of the time without, 128 x 256 x 1024: 1.1). */
 #define TFM__PACK_ROWS 25
 #define TFM__PACK_COLS 1024
 #define TFM__PACK_SOON 128
@@ -10998,7 +10997,7 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 
 /* Longer rows of a plain B are packed where more strips of A than this share the packing: read as they lie, a page
  * each, they cost up to a third (128 x 3072 x 768 on AVX2: 0.60 of the peak instead of 0.86). Tiles that read one line
- * of a row suffer sooner (512 x 512 x 512 on AVX2: 0.88 of the time when packed). */
+ * of a row suffer sooner (512 x 512 x 512 on AVX2: 0.9 of the time when packed). */
 #define TFM__PLAIN_ROW 512
 #define TFM__PLAIN_ROW_LINE 384
 #define TFM__PLAIN_STRIPS 4
@@ -11602,8 +11601,8 @@ static char *tfm__lookup_row(const tfm__lookup *l, const tfm__cursor *at) {
     return (char *)(uintptr_t)tfm__byte(t->layout == TFM_PANELS ? t->panels : t->data, t->dtype, tfm__offset(t, index));
 }
 
-/* Rows of halves are fetched while the one before is converted (in memory 0.73 of the time); a copy of f32 is slower
- * with that. */
+/* Rows of halves are fetched while the one before is converted (in memory 0.44 to 0.83 of the time, in a cache 1.03 to
+ * 1.1); a copy of f32 is slower with that. */
 static void tfm__lookup_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__lookup *const l = (const tfm__lookup *)arg;
     const tfm_tensor *const t = l->weight;
