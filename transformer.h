@@ -2899,6 +2899,8 @@ typedef struct tfm__attn_tile {
      * wide as what is left */
     const void *v; int v_dtype; int64_t v_row;
     const void *after_keys, *after_values; /* what is read after the keys, after the values; or NULL */
+    const void *ahead;                  /* rows that are read later, or NULL; ahead_row bytes apart */
+    int64_t ahead_row, ahead_bytes;
     float *scores;                      /* rows x TFM__BLOCK_KEYS scratch, row stride TFM__BLOCK_KEYS */
     float *out; int64_t out_row;        /* rows x value_size: this block's own output, unnormalised */
     float *max, *sum;                   /* per row: this block's maximum (-inf: no key) and sum of exp */
@@ -2967,6 +2969,8 @@ struct tfm__kernels {
     void (*attn_scores)(tfm__attn_tile *t);
     /* score := -inf where keep is 0, for a row of scores; both have room for whole vectors */
     void (*attn_keep)(float *score, const unsigned char *keep, int64_t keys);
+    /* score += bias, and -inf where bias is, whatever stood there */
+    void (*attn_bias)(float *score, const float *bias, int64_t keys);
     /* scores -> max, exp(score - max) in place, sum, out = weights * V; skips masked keys exactly */
     void (*attn_reduce)(tfm__attn_tile *t);
     /* the same in two steps, scores -> weights and weights -> output; the first returns 0, with the maxima alone
@@ -5343,13 +5347,13 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
     if (stream) {
         tile->ahead = (const char *)tile->b[0] + TFM__STREAM_AHEAD(size, g->rows);
         tile->ahead_row = g->rows == 1 && size == 2 ? 0 : bytes;
-    } else if (g->next) {
-        tile->ahead = (const char *)g->next + col * g->depth * size;
-        tile->ahead_row = bytes;
     } else if (g->ahead && *line < g->ahead_cols) {
         tile->ahead = (const char *)g->ahead + *line;
         tile->ahead_row = g->ahead_row;
         *line += 64;
+    } else if (g->next) {
+        tile->ahead = (const char *)g->next + col * g->depth * size;
+        tile->ahead_row = bytes;
     } else if (tiles > 1 && g->b_row == TFM__PANEL && g->b_panel != TFM__PANEL && col + width < g->cols) {
         tile->ahead = (const char *)g->b + (col / TFM__PANEL + panels + done * panels / tiles) * g->b_panel * size;
         tile->ahead += done * panels % tiles * TFM__PANEL * size * g->depth / tiles;
@@ -5839,6 +5843,9 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     g.b_wide = 1;
     g.c_row = TFM__BLOCK_KEYS;
     g.next = t->after_keys;
+    g.ahead = t->ahead;
+    g.ahead_row = t->ahead_row;
+    g.ahead_cols = t->ahead_bytes;
     g.activation = TFM_ACT_NONE;
     for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
         g.rows = x.end - x.row;
@@ -5856,6 +5863,15 @@ static void TFM__FN(attn_keep)(float *score, const unsigned char *keep, int64_t 
     const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u));
     for (int64_t i = 0; i < keys; i += TFM__W) {
         v_store(score + i, v_select(v_mask_u8(keep + i), v_load(score + i), minus_inf));
+    }
+}
+
+/* score += bias, and -inf where bias is, whatever stood there. */
+static void TFM__FN(attn_bias)(float *score, const float *bias, int64_t keys) {
+    const tfm__v minus_inf = v_set1(tfm__bits_float(0xff800000u));
+    for (int64_t i = 0; i < keys; i += TFM__W) {
+        const tfm__v b = TFM__FN(get)(bias + i, keys - i);
+        v_store(score + i, v_select(v_eq(b, minus_inf), minus_inf, v_add(v_load(score + i), b)));
     }
 }
 
@@ -6089,7 +6105,7 @@ static const tfm__kernels TFM__FN(kernels) = {
     TFM__FN(gemm), TFM__FN(pack_panels), TFM__FN(pack_weight), TFM__FN(pack_strips), TFM__FN(transpose),
     TFM__FN(load), TFM__FN(store), TFM__FN(unary), TFM__FN(binary), TFM__FN(fma_scalar), TFM__FN(reduce), TFM__FN(glu),
     TFM__FN(softmax), TFM__FN(logsumexp), TFM__FN(norm), TFM__FN(rotary), TFM__FN(dot),
-    TFM__FN(scale_rows), TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_reduce),
+    TFM__FN(scale_rows), TFM__FN(attn_scores), TFM__FN(attn_keep), TFM__FN(attn_bias), TFM__FN(attn_reduce),
     TFM__FN(attn_weigh), TFM__FN(attn_values), TFM__FN(attn_merge)
 };
 
@@ -11955,6 +11971,7 @@ typedef struct tfm__masking {
     int64_t size[4];            /* batch, heads, queries, keys */
     int causal, boolean;        /* boolean: matrices or segments may cut keys out of a row's range */
     int additive;               /* something is added to scores */
+    int lone_bias;              /* nothing but one matrix is, and nothing else cuts keys out */
     float softcap;
     int64_t window_left, window_right;
     tfm__mask_row *rows;        /* [batch] */
@@ -12042,6 +12059,7 @@ static int tfm__mask_prepare(tfm__op *o, tfm__masking *m, const tfm_mask *mask, 
     tfm__mask_set_matrix(m, TFM__MASK_IGNORE, mask->ignore);
     tfm__mask_set_matrix(m, TFM__MASK_NONZERO, mask->nonzero);
     tfm__mask_set_matrix(m, TFM__MASK_BIAS, mask->bias);
+    m->lone_bias = mask->bias && m->matrices == 1 && !m->query_segments && !mask->alibi_slopes && !mask->relative_bias;
     for (i = 0; i < TFM__BLOCK_KEYS; ++i) m->ramp[i] = (float)i;
     m->rows = (tfm__mask_row *)tfm__temporary(o, size[0] * (int64_t)sizeof(tfm__mask_row));
     if (!m->rows) return 0;
@@ -12160,21 +12178,17 @@ static int64_t tfm__mask_at(const tfm__mask_matrix *x, const tfm__mask_tile *t, 
     return t->batch * x->stride[0] + t->head[r] * x->stride[1] + t->query[r] * x->stride[2] + t->key * x->stride[3];
 }
 
-/* Fetches the matrices' rows for the block at `key`, which the tile takes up next: pieces of 128 to 512 bytes that lie
- * far apart, so that the hardware does not see where they go on. */
-static void tfm__mask_fetch(const tfm__masking *m, tfm__mask_tile *t, int64_t key) {
-    tfm__scaled_row row[TFM__ATTN_ROWS];
-    int64_t r;
-    int i;
-    t->key = key;
-    for (i = 0; key < t->last && key + TFM__BLOCK_KEYS > t->first && i < m->matrices; ++i) {
-        const tfm__mask_matrix *const x = &m->matrix[i];
-        for (r = 0; r < t->rows; ++r) {
-            row[r].by = 0.0f;
-            row[r].ahead = (char *)(uintptr_t)x->data + tfm__mask_at(x, t, r) * x->size;
-        }
-        if (x->stride[2] && x->stride[3] == 1) m->k->scale_rows(row, t->rows, 0, TFM__BLOCK_KEYS * x->size);
-    }
+/* What the tile at work fetches for the one that comes next, at `key`: rows of a matrix, pieces of 128 to 512 bytes so
+ * far apart that the hardware does not see where they go on. NULL: nothing. */
+static const char *tfm__mask_next(const tfm__masking *m, const tfm__mask_tile *t, int64_t key, int64_t *row,
+                                  int64_t *bytes) {
+    const tfm__mask_matrix *const x = &m->matrix[tfm__max64(m->matrices - 1, 0)];
+    const int64_t at = t->batch * x->stride[0] + t->head[0] * x->stride[1] + t->query[0] * x->stride[2] + key;
+    *row = x->stride[2] * x->size;
+    *bytes = TFM__BLOCK_KEYS * x->size;
+    if (m->matrices == 0 || *row <= 0 || x->stride[3] != 1 || key >= t->last
+        || key + TFM__BLOCK_KEYS <= t->first) return NULL;
+    return x->data + at * x->size;
 }
 
 static int64_t tfm__mask_segment(const tfm_tensor *t, int64_t b, int64_t i) {
@@ -12191,6 +12205,17 @@ static int tfm__mask_same_row(const tfm__masking *m, const tfm__mask_tile *t, in
         == tfm__mask_segment(m->query_segments, t->batch, t->query[r - 1]);
 }
 
+/* 1: the matrix says -inf neither of row r's first key of the block at hand nor of its last one. */
+static int tfm__mask_open_ends(const tfm__mask_matrix *x, const tfm__mask_tile *t, int64_t r) {
+    const char *const first = x->data + tfm__mask_at(x, t, r) * x->size;
+    const char *const last = first + (t->keys - 1) * x->stride[3] * x->size;
+    const uint32_t minus_inf = x->dtype == TFM_F32 ? 0xff800000u : x->dtype == TFM_F16 ? 0xfc00u : 0xff80u;
+    uint32_t a[2] = {0, 0};
+    memcpy(&a[0], first, (size_t)x->size);
+    memcpy(&a[1], last, (size_t)x->size);
+    return a[0] != minus_inf && a[1] != minus_inf;
+}
+
 /* Fills allowed and state of the rows for the block at hand. Returns 0 when nothing is left of any row. */
 static int tfm__mask_read(const tfm__masking *m, tfm__mask_tile *t) {
     const size_t n = (size_t)t->keys;
@@ -12201,7 +12226,9 @@ static int tfm__mask_read(const tfm__masking *m, tfm__mask_tile *t) {
     }
     for (r = 0; r < t->rows; ++r) {
         unsigned char *const allowed = t->allowed + r * TFM__BLOCK_KEYS;
-        if (r > 0 && tfm__mask_same_row(m, t, r)) {
+        if (m->lone_bias && tfm__mask_open_ends(&m->matrix[0], t, r)) {
+            t->state[r] = TFM__TILE_FULL; /* what lies between is left to attn_bias: looking costs as much as adding */
+        } else if (r > 0 && tfm__mask_same_row(m, t, r)) {
             memcpy(allowed, allowed - TFM__BLOCK_KEYS, n);
             t->state[r] = t->state[r - 1];
         } else {
@@ -12265,10 +12292,10 @@ static void tfm__mask_add(const tfm__masking *m, const tfm__mask_tile *t, float 
             const char *const p = x->data + tfm__mask_at(x, t, r) * x->size;
             if (x->kind != TFM__MASK_BIAS) continue;
             if (x->dtype == TFM_F32 && x->stride[3] == 1) {
-                m->k->binary(TFM__B_ADD, score, score, 1, (const float *)(const void *)p, 1, t->keys);
+                m->k->attn_bias(score, (const float *)(const void *)p, t->keys);
             } else {
                 m->k->load(row, p, x->dtype, x->stride[3], t->keys);
-                m->k->binary(TFM__B_ADD, score, score, 1, row, 1, t->keys);
+                m->k->attn_bias(score, row, t->keys);
             }
         }
         if (m->slopes) {
@@ -12418,6 +12445,8 @@ typedef struct tfm__attn_lane {            /* what a thread works in */
     const void *k, *v;
     int64_t v_row, finite;
     int streams;                           /* block after block of keys, then of values */
+    const char *ahead;                     /* the next tile's rows of a mask, or NULL */
+    int64_t ahead_row, ahead_bytes;
 } tfm__attn_lane;
 
 typedef struct tfm__attn_operand {
@@ -12495,6 +12524,7 @@ static int64_t tfm__attn_lay(const tfm__attn *a, char *base, int64_t tiles, tfm_
     lane->block.out = (float *)(void *)tfm__attn_take(base, &used, out);
     lane->key = -1;
     lane->streams = 0;
+    lane->ahead = NULL;
     for (i = 0; i < tiles; ++i) {
         float *const q = (float *)(void *)tfm__attn_take(base, &used, TFM__ATTN_ROWS * a->key_size * floats);
         float *const super = (float *)(void *)tfm__attn_take(base, &used, out);
@@ -12699,6 +12729,9 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     t->low = cut ? x->mask.low : NULL;
     t->high = x->mask.high;
     t->finite = &lane->finite;
+    t->ahead = lane->ahead;
+    t->ahead_row = lane->ahead_row;
+    t->ahead_bytes = lane->ahead_bytes;
     a->k->attn_scores(t);
 }
 
@@ -12710,12 +12743,26 @@ static void tfm__attn_softcap(const tfm__attn *a, const tfm__attn_tile *t) {
     }
 }
 
+/* Fetches what no product fetches meanwhile. */
+static void tfm__attn_fetch(const tfm__attn *a, const tfm__attn_lane *lane) {
+    tfm__scaled_row row[TFM__ATTN_ROWS];
+    int64_t r;
+    for (r = 0; lane->ahead && r < TFM__ATTN_ROWS; ++r) {
+        row[r].by = 0.0f;
+        row[r].ahead = (char *)(uintptr_t)lane->ahead + r * lane->ahead_row;
+    }
+    a->k->scale_rows(row, r, 0, lane->ahead_bytes);
+}
+
 /* One tile against the block [key, key + count), of which nobody in the band attends keys from `last` on. */
 static void tfm__attn_block(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_rows *x, int64_t key, int64_t count,
                             int64_t last) {
     const int state = tfm__mask_block(&a->mask, &x->mask, key, count);
     tfm__attn_tile t;
-    if (state == TFM__TILE_EMPTY) return;
+    if (state == TFM__TILE_EMPTY) {
+        tfm__attn_fetch(a, lane);
+        return;
+    }
     tfm__attn_load(a, lane, key, tfm__min64(count, last - key));
     tfm__attn_score(a, lane, x, x->mask.keys, state == TFM__TILE_MIXED && !x->mask.even, &t);
     tfm__attn_softcap(a, &t);
@@ -12787,9 +12834,8 @@ static void tfm__attn_super(const tfm__attn *a, tfm__attn_lane *lane, int64_t ti
         if (whole) continue;
         for (i = 0; i < tiles; ++i) {
             const int wraps = i + 1 == tiles;
-            if (a->mask.matrices) {
-                tfm__mask_fetch(&a->mask, &lane->tiles[wraps ? 0 : i + 1].mask, key + (wraps ? TFM__BLOCK_KEYS : 0));
-            }
+            lane->ahead = tfm__mask_next(&a->mask, &lane->tiles[wraps ? 0 : i + 1].mask,
+                                         key + (wraps ? TFM__BLOCK_KEYS : 0), &lane->ahead_row, &lane->ahead_bytes);
             tfm__attn_block(a, lane, &lane->tiles[i], key, count, last);
         }
         key += TFM__BLOCK_KEYS;

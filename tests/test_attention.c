@@ -459,6 +459,49 @@ Test(attention, a_masked_key_never_leaks) {
     }
 }
 
+/* By rows: -inf at the ends of a block, between them, over whole blocks; at keys of NaN, too. */
+Test(attention, minus_infinity_in_a_bias_has_the_bits_of_a_boolean_mask) {
+    TEST_EACH_ISA(c, 2) {
+        enum { L = 300, BAD = 60, d = 12 };
+        uint64_t seed = 7;
+        tfm_tensor *q = reference_random(c, TFM_SHAPE(1, 2, 50, d), 1), *k = reference_random(c, TFM_SHAPE(1, 2, L, d), 2);
+        tfm_tensor *v = reference_random(c, TFM_SHAPE(1, 2, L, d), 3), *keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(50, L), 1);
+        tfm_tensor *bias;
+        int64_t h, i, j, kind;
+        assert_made(c, keep);
+        for (h = 0; h < 2; h++) {
+            ((float *) k->data)[(h * L + BAD) * d + 3] = (float) NAN;
+            ((float *) v->data)[(h * L + BAD) * d + 5] = (float) HUGE_VAL;
+        }
+        for (i = 0; i < 50; i++) {
+            const int64_t first = reference_pick(&seed, 0, L - 1), last = reference_pick(&seed, first, L);
+            for (j = 0; j < L; j++)
+                ((uint8_t *) keep->data)[i * L + j] =
+                    j != BAD && (i % 3 == 0 ? j < first || j >= last : i % 3 == 1 ? j % 128 == 5 || j >= 256 : 1);
+        }
+        bias = tfm_masked_fill(c, tfm_zeros(c, TFM_SHAPE(50, L)), tfm_compare_scalar(c, keep, 0, TFM_EQ), -HUGE_VAL);
+        for (kind = 0; kind < 4; kind++) {
+            tfm_attention_options o = plain();
+            tfm_tensor *y, *z;
+            o.mask.keep = keep;
+            y = tfm_attention(c, q, k, v, &o);
+            assert_made(c, y);
+            cr_assert(!isnan(((float *) y->data)[0]));
+            o.mask.keep = NULL;
+            o.mask.bias = kind < 3 ? tfm_cast(c, bias, kind == 0 ? TFM_F32 : kind == 1 ? TFM_F16 : TFM_BF16)
+                                   : tfm_transpose(c, tfm_contiguous(c, tfm_transpose(c, bias, 0, 1)), 0, 1);
+            z = tfm_attention(c, q, k, v, &o);
+            assert_made(c, z);
+            assert_same_bytes(y->data, z->data, 2 * 50 * d * 4);
+            o.weights = &y;
+            cr_assert(tfm_attention(c, q, k, v, &o) != NULL, "%s", tfm_error(c));
+            for (i = 0; i < 2 * 50; i++)
+                for (j = 0; j < L; j++)
+                    cr_assert(((uint8_t *) keep->data)[i % 50 * L + j] || ((float *) y->data)[i * L + j] == 0.0f);
+        }
+    }
+}
+
 Test(attention, a_nan_that_only_some_rows_attend_stays_in_those) {
     TEST_EACH_ISA(c, 1) {
         const int64_t L = 40, d = 8;
