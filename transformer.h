@@ -2997,6 +2997,7 @@ typedef struct tfm__tile {
     float *c;
     int64_t c_row;
     int accumulate;
+    const float *bias;         /* of the columns, added behind the last k; or NULL */
     const char *ahead;         /* what is fetched into L2 meanwhile: ahead_row bytes a step, or that far apart; */
     int64_t ahead_row;         /* 0: nothing; TFM__AHEAD_CACHED: nothing, and B lies in a cache */
 } tfm__tile;
@@ -4982,10 +4983,12 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
 #define TFM__ACC_AT(r, v) (c[(r) / 3] + ((r) % 3) * c_row + (v) * TFM__W)
 #define TFM__ACC_LOAD(r, v) c##r##_##v = v_load(TFM__ACC_AT(r, v));
 #define TFM__ACC_STORE(r, v) v_store(TFM__ACC_AT(r, v), c##r##_##v);
+#define TFM__ACC_BIAS(r, v) c##r##_##v = v_add(c##r##_##v, v_load(t->bias + (v) * TFM__W));
 #define TFM__ACC_STEP(r, v) c##r##_##v = TFM__MULTIPLY(x, b##v, c##r##_##v);
 #define TFM__ROW_DECLARE(r, V) TFM__COLS##V(TFM__ACC_DECLARE, r)
 #define TFM__ROW_LOAD(r, V) TFM__COLS##V(TFM__ACC_LOAD, r)
 #define TFM__ROW_STORE(r, V) TFM__COLS##V(TFM__ACC_STORE, r)
+#define TFM__ROW_BIAS(r, V) TFM__COLS##V(TFM__ACC_BIAS, r)
 /* One step of k, two orders. Row by row, B in registers: */
 #define TFM__ROW_STEP(r, V) { const tfm__v x = v_set1(a[(r) / 3][((r) % 3) * s]); TFM__COLS##V(TFM__ACC_STEP, r) }
 #define TFM__BODY_ROWS(R, V, load) TFM__COLS##V(TFM__B_LOAD, load) TFM__ROWS##R(TFM__ROW_STEP, V)
@@ -5068,14 +5071,37 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
 #define TFM__LAST_ROW(r, V) { \
     const float *const last = a[(r) / 3] + ((r) % 3) * s; \
     const tfm__v x0 = v_set1(last[0]), x1 = v_set1(last[a_step]), x2 = v_set1(last[2 * a_step]); \
-    TFM__COLS##V(TFM__LAST_STEP, r) }
+    TFM__COLS##V(TFM__LAST_STEP, r) \
+    if (t->bias) { \
+        TFM__ROW_BIAS(r, V) \
+    } \
+    TFM__ROW_STORE(r, V) }
 #define TFM__LAST_STEP(r, v) \
     c##r##_##v = TFM__MULTIPLY(x0, b0_##v, c##r##_##v); \
     c##r##_##v = TFM__MULTIPLY(x1, b1_##v, c##r##_##v); \
-    v_store(TFM__ACC_AT(r, v), TFM__MULTIPLY(x2, b2_##v, c##r##_##v));
+    c##r##_##v = TFM__MULTIPLY(x2, b2_##v, c##r##_##v);
 
 #define TFM__FETCH_NONE(R, V, type)
 #define TFM__LOOPS_ONCE(R, V, body, type, load) TFM__LOOP(R, V, body, type, load, NONE)
+/* The bias: of many rows in registers, of few in L1, which is half the code. */
+#define TFM__STORE_MANY(R, V) \
+    if (t->bias) { \
+        TFM__ROWS##R(TFM__ROW_BIAS, V) \
+    } \
+    TFM__ROWS##R(TFM__ROW_STORE, V)
+#define TFM__STORE_ONCE TFM__STORE_MANY
+#define TFM__STORE_FEW(R, V) \
+    TFM__ROWS##R(TFM__ROW_STORE, V) \
+    if (t->bias) TFM__FN(tile_bias)(t, R, (V) * TFM__W);
+TFM__NOINLINE void TFM__FN(tile_bias)(const tfm__tile *t, int64_t rows, int64_t cols) {
+    for (int64_t r = 0; r < rows; r++) {
+        float *const c = t->c + r * t->c_row;
+        for (int64_t j = 0; j < cols; j += TFM__W) {
+            const tfm__v bias = TFM__FN(get)(t->bias + j, cols - j);
+            TFM__FN(put)(c + j, v_add(TFM__FN(get)(c + j, cols - j), bias), cols - j);
+        }
+    }
+}
 
 /* The function tile_RxV_dtype: R rows, V vectors. */
 #define TFM__TILE(R, V, body, rows, dtype, type, load) \
@@ -5110,7 +5136,7 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
             TFM__ROWS##R(TFM__ROW_LOAD, V) \
         } \
         TFM__LOOPS_##rows(R, V, body, type, load) \
-        TFM__ROWS##R(TFM__ROW_STORE, V) \
+        TFM__STORE_##rows(R, V) \
     }
 #define TFM__TILE_F32(R, V, body, rows) TFM__TILE(R, V, body, rows, f32, float, v_load)
 #define TFM__TILE_F16(R, V, body, rows) TFM__TILE(R, V, body, rows, f16, uint16_t, v_load_h)
@@ -5230,6 +5256,7 @@ TFM__TILE_LIST_PAIRS(TFM__TILE_PAIRS)
             TFM__EDGE_LOOP(TFM__EDGE_PART, loadn) \
         } \
         TFM__ROWS4(TFM__EDGE_ROW_PUT, TFM__EDGE_COLS) \
+        if (t->bias) TFM__FN(tile_bias)(t, rows, cols); \
     }
 #if TFM__PASS == TFM__AVX512 && TFM__HAVE_BF16_DOT
 TFM__EDGE(pairs, float, v_load_pairs, v_loadn_pairs)
@@ -5289,9 +5316,8 @@ TFM__ALWAYS_INLINE float TFM__FN(element)(const void *src, int dtype, int64_t at
     return ((const float *)src)[at];
 }
 
-/* Columns [begin, end) of c: activation(c + bias). */
-static void TFM__FN(gemm_finish)(const tfm__gemm *g, int64_t begin, int64_t end) {
-    const float *const bias = g->bias ? g->bias + begin : NULL;
+/* Columns [begin, end) of c: the activation, after `bias` where no tile added it. */
+static void TFM__FN(gemm_finish)(const tfm__gemm *g, const float *bias, int64_t begin, int64_t end) {
     float *c = g->c + begin;
     if (!g->finish || (!bias && g->activation == TFM_ACT_NONE)) return;
     for (int64_t i = 0; i < g->rows; i++, c += g->c_row) {
@@ -5316,6 +5342,7 @@ TFM__NOINLINE void TFM__FN(gemm_edge)(const tfm__gemm *g, const tfm__tile *tile,
         for (r = 0; r < rows; r += 4) {
             part.a = tile->a + r * tile->a_row;
             part.c = tile->c + r * tile->c_row + j;
+            part.bias = tile->bias ? tile->bias + j : NULL;
             TFM__FN(edges)[g->b_dtype](&part, tfm__min64(4, rows - r), tfm__min64(width, cols - j), whole);
         }
     }
@@ -5377,7 +5404,7 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
         for (r = 0; r < g->rows && !g->accumulate; r++) {
             for (j = 0; j < g->cols; j++) g->c[r * g->c_row + j] = 0.0f;
         }
-        TFM__FN(gemm_finish)(g, 0, g->cols);
+        TFM__FN(gemm_finish)(g, g->bias, 0, g->cols);
         return;
     }
     count = g->strips ? g->strips : tfm__ceil_div(g->rows, size == 2 ? TFM__HALF_ROWS : TFM__TILE_ROWS);
@@ -5409,6 +5436,7 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
                 }
                 placed = col;
                 tile.c = g->c + r * g->c_row + col;
+                tile.bias = g->finish && g->bias ? g->bias + col : NULL;
                 if (g->plain && i == 0) {
                     TFM__FN(gemm_keep)(g, &tile, height, col);
                     continue;
@@ -5423,7 +5451,7 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
             r += height;
         }
         if (end - finished >= TFM__G * TFM__W || end == g->cols) { /* whole groups: a tile may be half of one */
-            TFM__FN(gemm_finish)(g, finished, end);
+            TFM__FN(gemm_finish)(g, NULL, finished, end);
             finished = end;
         }
     }
@@ -20806,6 +20834,7 @@ TFM__STRICT_FP_END
 #define TFM__IMPLEMENTED
 /* Nothing private stays defined behind the header. */
 #undef TFM__ACC_AT
+#undef TFM__ACC_BIAS
 #undef TFM__ACC_DECLARE
 #undef TFM__ACC_LOAD
 #undef TFM__ACC_STEP
@@ -21018,6 +21047,7 @@ TFM__STRICT_FP_END
 #undef TFM__ROWS7
 #undef TFM__ROWS8
 #undef TFM__ROWS9
+#undef TFM__ROW_BIAS
 #undef TFM__ROW_DECLARE
 #undef TFM__ROW_LOAD
 #undef TFM__ROW_STEP
@@ -21035,8 +21065,11 @@ TFM__STRICT_FP_END
 #undef TFM__SPIN_US
 #undef TFM__STACK_BYTES
 #undef TFM__STARS_MOST
+#undef TFM__STORE_FEW
 #undef TFM__STORE_INT
 #undef TFM__STORE_LOOP
+#undef TFM__STORE_MANY
+#undef TFM__STORE_ONCE
 #undef TFM__STREAM_AHEAD
 #undef TFM__STRICT_FP_BEGIN
 #undef TFM__STRICT_FP_END

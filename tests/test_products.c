@@ -311,8 +311,12 @@ Test(matmul, a_wide_right_side_has_the_bits_of_a_packed_weight) {
             tfm_tensor *b = plain(c, TFM_SHAPE(401, cols[i]), 2);
             tfm_tensor panels = packed(tfm_contiguous(c, tfm_transpose(c, b, 0, 1)), memory);
             for (int j = 0; j < (test_quick() ? 4 : 5); j++) {
-                tfm_tensor *a = plain(c, TFM_SHAPE(rows[j], 401), 1);
+                tfm_tensor *a = plain(c, TFM_SHAPE(rows[j], 401), 1), *bias = plain(c, TFM_SHAPE(cols[i]), 3);
                 assert_same_tensor(c, tfm_linear(c, a, &panels, NULL, TFM_ACT_NONE), tfm_matmul(c, a, b));
+                assert_same_tensor(c, tfm_linear(c, a, &panels, bias, TFM_ACT_NONE),
+                                   tfm_linear(c, a, tfm_transpose(c, b, 0, 1), bias, TFM_ACT_NONE));
+                assert_same_tensor(c, tfm_linear(c, a, &panels, bias, TFM_ACT_NONE),
+                                   tfm_add(c, tfm_matmul(c, a, b), bias));
             }
             tfm_rewind(c, mark);
         }
