@@ -5362,11 +5362,12 @@ static void TFM__FN(gemm_keep)(const tfm__gemm *g, const tfm__tile *tile, int64_
 
 /* What a tile fetches, number `done` of `tiles` for columns [col, col + width), in strip i of `count`: where B is one
  * stream, what comes a little later (what comes much later: 0.8 of the bandwidth); what is read after the product; rows
- * that are packed after it, a line of each; its share of the panels that all read next; the strip that comes next,
- * which may lie in a far cache; or nothing. */
+ * that are packed after it, a line of each; its share of the panels that all read next; of a plain B a line of each row
+ * of the next columns; the strip that comes next, which may lie in a far cache; or nothing. */
 static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t done,
                                 int64_t tiles, int64_t col, int64_t width, int64_t *line) {
     const int64_t size = TFM__B_SIZE(g), bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
+    const int plain = g->b_panel == TFM__PANEL && g->b_row != TFM__PANEL;
     const int stream = count == 1 && (g->b_wide ? width == TFM__KEY_PANEL && g->b_lane == 0
                                       : g->b_panel == TFM__PANEL && g->b_row == g->cols && width >= g->cols);
     tile->ahead = (const char *)tile->a;
@@ -5385,6 +5386,10 @@ static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, 
         tile->ahead = (const char *)g->b + (col / TFM__PANEL + panels + done * panels / tiles) * g->b_panel * size;
         tile->ahead += done * panels % tiles * TFM__PANEL * size * g->depth / tiles;
         tile->ahead_row = tfm__ceil_div(bytes, tiles);
+    } else if (plain && (count > 1 || (g->rows > 3 && width <= 2 * TFM__PANEL)) && i * 64 < bytes
+               && col + width < g->cols) {
+        tile->ahead = (const char *)tile->b[0] + bytes + i * 64;
+        tile->ahead_row = g->b_row * size;
     } else if (g->cached) {
         tile->ahead_row = TFM__AHEAD_CACHED;
     } else if (g->strips) {
@@ -11072,10 +11077,11 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 #define TFM__PACK_COLS 1024
 #define TFM__PACK_SOON 128
 
-/* Rows of a plain B that few rows of A take at a time. Each lies on a page of its own: so few are read side by side,
- * from the first column to the last (1 x 4096 x 4096: 1.5 times faster than 128 rows at once). For more rows of A it
- * counts that C is visited less often. */
-#define TFM__PLAIN_DEPTH 8
+/* Rows of a plain B that are taken at a time: long ones lie a page or more apart. Fewer rows of A than this read them
+ * side by side, each from the first column to the last: 32 KB, at least 8 (1 x 4096 x 4096: 1.5 times faster than 128).
+ * More take column by column, 2 MB, which page tables at hand cover, at least 64, and fetch a line of each row of
+ * the next columns (16 x 4096 x 4096 on AVX-512: 10.2 ms, 5.5; 7 on AVX2: 9.0, 3.7). */
+#define TFM__PLAIN_FEW 4
 
 /* Longer rows of a plain B are packed where more strips of A than this share the packing: read as they lie, a page
  * each, they cost up to a third (128 x 3072 x 768 on AVX2: 0.60 of the peak instead of 0.86). Tiles that read one line
@@ -11188,11 +11194,18 @@ static void tfm__product_ahead(const tfm__product *p, int64_t k0, int64_t j, int
     g->ahead_cols = cols * tfm_dtype_size(p->b_dtype);
 }
 
-/* The depth of a block: the fewer rows, the deeper, so that C is seldom visited. */
-static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
-    const int64_t fits = k->block_m * k->block_k / tfm__round_up(rows, k->tile_rows);
-    const int in_place = p->b_panels && tfm__product_in_place(k, p, rows, p->cols);
-    return in_place ? tfm__max64(k->block_k, tfm__min64(fits, 2048)) : k->block_k;
+/* The depth of a block. A plain B as the two constants say. Panels all at once where one strip of A reads them and so
+ * nothing of them is kept in a cache for the next; else the fewer rows, the deeper, so that C is seldom visited. */
+static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int in_place,
+                                  int packs_a) {
+    const int64_t row = tfm__max64(p->b_row, 1), fits = k->block_m * k->block_k / tfm__round_up(rows, k->tile_rows);
+    const int few = rows < TFM__PLAIN_FEW;
+    if (!in_place) return k->block_k;
+    if (!p->b_panels) {
+        return tfm__min64(k->block_k, few ? tfm__max64(8, (1 << 13) / row) : tfm__max64(64, (1 << 19) / row));
+    }
+    if (packs_a == TFM__A_AS_IT_LIES && rows <= k->tile_rows) return tfm__max64(p->depth, 1);
+    return tfm__max64(k->block_k, tfm__min64(fits, 2048));
 }
 
 /* Rows [r0, r1), at most block_m, or all if A is in strips, columns [j0, j1); C in f32 or, below, converted from a tile
@@ -11203,10 +11216,7 @@ static void tfm__product_block(const struct tfm__kernels *k, const tfm__product 
     const int in_place = tfm__product_in_place(k, p, r1 - r0, j1);
     const int plain_bias = !p->bias || (p->bias_dtype == TFM_F32 && p->bias_step == 1);
     const int64_t step = !in_place ? TFM__PRODUCT_COLS : plain_bias ? j1 - j0 : TFM__PRODUCT_BIASES;
-    /* one strip of A: nothing of B is kept in a cache for the next */
-    const int whole = packs_a == TFM__A_AS_IT_LIES && in_place && r1 - r0 <= k->tile_rows;
-    const int64_t most_k = !whole ? tfm__product_depth(k, p, r1 - r0) : p->b_panels ? tfm__max64(p->depth, 1)
-        : r1 - r0 <= 4 ? TFM__PLAIN_DEPTH : 4 * (r1 - r0);
+    const int64_t most_k = tfm__product_depth(k, p, r1 - r0, in_place, packs_a);
     const int64_t blocks = tfm__max64(tfm__ceil_div(p->depth, most_k), 1);
     const int64_t block_k = tfm__round_up(tfm__ceil_div(p->depth, blocks), 2); /* pairs are not cut */
     tfm__gemm g;
@@ -21009,7 +21019,7 @@ TFM__STRICT_FP_END
 #undef TFM__PANEL
 #undef TFM__PIECE
 #undef TFM__PLAIN
-#undef TFM__PLAIN_DEPTH
+#undef TFM__PLAIN_FEW
 #undef TFM__PLAIN_ROW
 #undef TFM__PLAIN_ROW_LINE
 #undef TFM__PLAIN_STRIPS
