@@ -20,7 +20,7 @@ static void softmax_row(const tfm__kernels *k, float *y, const float *x, int64_t
 /* -- tables -------------------------------------------------------------------------------------------------------- */
 
 #define SLOTS(X) \
-    X(gemm) \
+    X(gemm) X(gemm_turned) \
     X(pack_panels) X(pack_weight) X(pack_strips) X(transpose) X(load) X(store) X(unary) X(binary) X(fma_scalar) \
         X(reduce) X(glu) X(softmax) X(logsumexp) X(norm) X(rotary) X(dot) X(scale_rows) X(attn_scores) X(attn_keep) \
         X(attn_bias) X(attn_reduce) X(attn_weigh) X(attn_values) X(attn_merge)
