@@ -132,6 +132,16 @@ static int prepare_linear(bench_run *r, int64_t set) {
     r->bytes = element_size(r) * (double)(k * n) + 4.0 * (double)(m * k + m * n);
     return 0;
 }
+/* The weight as a file holds it, not packed. */
+static int prepare_linear_plain(bench_run *r, int64_t set) {
+    int64_t m = r->shape[0] * r->batch, n = r->shape[1], k = r->shape[2];
+    r->operand[set][0] = tfm_uniform(r->c, TFM_SHAPE(m, k), -1.0f, 1.0f);
+    r->operand[set][1] = tfm_cast(r->c, tfm_uniform(r->c, TFM_SHAPE(n, k), -1.0f, 1.0f), r->set.dtype);
+    r->operand[set][2] = tfm_uniform(r->c, TFM_SHAPE(n), -1.0f, 1.0f);
+    r->flops = 2.0 * (double)m * (double)n * (double)k;
+    r->bytes = element_size(r) * (double)(k * n) + 4.0 * (double)(m * k + m * n);
+    return 0;
+}
 static tfm_tensor *call_linear(bench_run *r, int64_t set) {
     return tfm_linear(r->c, r->operand[set][0], r->operand[set][1], r->operand[set][2], TFM_ACT_NONE);
 }
@@ -556,6 +566,7 @@ static void for_openmp(void *user, int count, void (*run)(void *arg, int i), voi
 static const bench_op ops[] = {
     OP("matmul", "m,n,k", "512,512,512", BOUND_ROOFLINE, prepare_matmul, call_matmul),
     OP("linear", "m,n,k", "512,768,768", BOUND_ROOFLINE, prepare_linear, call_linear),
+    OP("linear_plain", "m,n,k", "1,768,3072", BOUND_ROOFLINE, prepare_linear_plain, call_linear),
     OP("attention", "heads,head_size,Lq,Lk", "12,64,512,512", BOUND_ROOFLINE, prepare_attention, call_attention),
     OP("unfused", "heads,head_size,Lq,Lk", "12,64,512,512", BOUND_ROOFLINE, prepare_unfused, call_unfused),
     OP("decode", "heads,head_size,keys", "32,128,4096", BOUND_ROOFLINE, prepare_decode, call_decode),

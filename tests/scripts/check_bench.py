@@ -8,7 +8,7 @@ from report import Report
 
 BENCH = "build/bench"
 report = Report("check-bench", jobs=1)  # measurements do not like company
-SHAPES = {"matmul": "64,64,64", "linear": "32,64,48", "attention": "4,32,64,64", "unfused": "4,32,64,64", "decode": "4,32,96",
+SHAPES = {"matmul": "64,64,64", "linear": "32,64,48", "linear_plain": "3,64,48", "attention": "4,32,64,64", "unfused": "4,32,64,64", "decode": "4,32,96",
           "rotary": "4,32,16", "rotary_apply": "4,32,16", "embedding": "100,64,32", "encoder": "1,16,64,4,128,2",
           "decoder_step": "64,4,128,2,100,16", "prompt": "64,4,128,2,100,16", "create": "1", "handoff": "1",
           "pack": "40,72", "open_mapped": "2", "open_packed": "2"}
