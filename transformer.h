@@ -2895,6 +2895,7 @@ typedef struct tfm__attn_tile {
     /* above 0: k is at most TFM__FEW_KEYS keys, f32, in rows that far apart, and the queries are still to be scaled */
     int64_t k_row;
     float scale;
+    int64_t turn;                       /* above 0: at most 4 rows; k is f32, in rows that far apart */
     /* row-major values, v_row = elements between keys; below 0: panels [value_size/64][128 keys][64], the last one as
      * wide as what is left */
     const void *v; int v_dtype; int64_t v_row;
@@ -5940,6 +5941,20 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
         return;
     }
     memset(&g, 0, sizeof g);
+    if (t->turn > 0) {
+        g.rows = t->rows;
+        g.cols = t->keys;
+        g.depth = t->key_size;
+        g.a = t->q;
+        g.a_row = t->q_row;
+        g.b = t->k;
+        g.b_row = t->turn;
+        g.c = t->scores;
+        g.c_row = TFM__BLOCK_KEYS;
+        g.activation = TFM_ACT_NONE;
+        TFM__FN(gemm_turned)(&g);
+        return;
+    }
     g.depth = t->key_size;
     g.a_row = t->q_row;
     g.b_dtype = t->k_dtype;
@@ -12584,6 +12599,7 @@ typedef struct tfm__attn {
     tfm__attn_operand q, key, value, out;
     int panels;                            /* keys lie in panels: key.stride holds batch and head only */
     int copy_values;
+    int64_t turn;                          /* above 0: few queries; keys are used as they lie */
     int64_t key_row;                       /* above 0: few keys; they and the queries are used as they lie */
     float scale, dropout;
     uint64_t seed, stream;                 /* of dropout */
@@ -12734,7 +12750,7 @@ static void tfm__attn_load(const tfm__attn *a, tfm__attn_lane *lane, int64_t key
     lane->finite = 0;
     if (a->panels) {
         lane->k = tfm__attn_at(&a->key, lane->batch, lane->head, 0) + key * a->key_size * a->key.size;
-    } else if (a->key_row > 0) {
+    } else if (a->key_row > 0 || a->turn > 0) {
         lane->k = tfm__attn_at(&a->key, lane->batch, lane->head, key);
     } else {
         a->k->pack_panels(lane->panels, a->key.dtype, TFM__KEY_PANEL,
@@ -12823,6 +12839,7 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     t->q_row = a->key_size;
     t->k = lane->k;
     t->k_dtype = a->key.dtype;
+    t->turn = a->turn;
     if (a->key_row) {
         t->q = (const float *)(const void *)tfm__attn_at(&a->q, x->mask.batch, x->mask.head[0], x->mask.query[0]);
         t->q_row = a->q.stride[2];
@@ -13291,6 +13308,9 @@ static tfm_tensor *tfm__attn_make(tfm__op *o, tfm__attn *a, const tfm_attention_
     if (!a->panels && a->keys <= TFM__FEW_KEYS && a->queries >= TFM__PANEL && a->group == 1 && a->q.dtype == TFM_F32
         && a->q.stride[3] == 1 && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
         a->key_row = tfm__max64(0, a->key.stride[2]);
+    }
+    if (!a->panels && a->queries * a->group <= a->k->turn_rows && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
+        a->turn = tfm__max64(0, a->key.stride[2]);
     }
     a->stage = options->weights_stage;
     a->average = options->weights_average;
