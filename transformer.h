@@ -5366,9 +5366,10 @@ static void TFM__FN(gemm_keep)(const tfm__gemm *g, const tfm__tile *tile, int64_
 }
 
 /* What a tile fetches, number `done` of `tiles` for columns [col, col + width), in strip i of `count`: where B is one
- * stream, what comes a little later (what comes much later: 0.8 of the bandwidth); what is read after the product; rows
- * that are packed after it, a line of each; its share of the panels that all read next; of a plain B a line of each row
- * of the next columns; the strip that comes next, which may lie in a far cache; or nothing. */
+ * stream, what comes a little later (what comes much later: 0.8 of the bandwidth); rows that are packed or read after
+ * the product, a line of each; what is read after it in one piece; its share of the panels that all read next; of a
+ * plain B a line of each row of the next columns; the strip that comes next, which may lie in a far cache; or
+ * nothing. */
 static void TFM__FN(gemm_ahead)(const tfm__gemm *g, tfm__tile *tile, int64_t i, int64_t count, int64_t done,
                                 int64_t tiles, int64_t col, int64_t width, int64_t *line) {
     const int64_t size = TFM__B_SIZE(g), bytes = width * size, panels = tfm__ceil_div(width, TFM__PANEL);
@@ -5941,20 +5942,6 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
         return;
     }
     memset(&g, 0, sizeof g);
-    if (t->turn > 0) {
-        g.rows = t->rows;
-        g.cols = t->keys;
-        g.depth = t->key_size;
-        g.a = t->q;
-        g.a_row = t->q_row;
-        g.b = t->k;
-        g.b_row = t->turn;
-        g.c = t->scores;
-        g.c_row = TFM__BLOCK_KEYS;
-        g.activation = TFM_ACT_NONE;
-        TFM__FN(gemm_turned)(&g);
-        return;
-    }
     g.depth = t->key_size;
     g.a_row = t->q_row;
     g.b_dtype = t->k_dtype;
@@ -5967,6 +5954,18 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     g.ahead_row = t->ahead_row;
     g.ahead_cols = t->ahead_bytes;
     g.activation = TFM_ACT_NONE;
+    if (t->turn > 0) {
+        const size_t past = (size_t)(tfm__round_up(t->keys, TFM__PANEL) - t->keys) * sizeof(float);
+        g.rows = t->rows;
+        g.cols = t->keys;
+        g.a = t->q;
+        g.b = t->k;
+        g.b_row = t->turn;
+        g.c = t->scores;
+        TFM__FN(gemm_turned)(&g);
+        for (int64_t r = 0; r < t->rows; ++r) memset(t->scores + r * TFM__BLOCK_KEYS + t->keys, 0, past);
+        return;
+    }
     for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
         g.rows = x.end - x.row;
         g.cols = tfm__round_up(x.last, TFM__PANEL) - x.first;
