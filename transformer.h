@@ -2895,7 +2895,7 @@ typedef struct tfm__attn_tile {
     /* above 0: k is at most TFM__FEW_KEYS keys, f32, in rows that far apart, and the queries are still to be scaled */
     int64_t k_row;
     float scale;
-    int64_t turn;                       /* above 0: at most 4 rows; k is f32, in rows that far apart */
+    int64_t turn;                       /* above 0: at most 4 rows, or a single key; k is f32, in rows that far apart */
     /* row-major values, v_row = elements between keys; below 0: panels [value_size/64][128 keys][64], the last one as
      * wide as what is left */
     const void *v; int v_dtype; int64_t v_row;
@@ -5960,9 +5960,16 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
         g.cols = t->keys;
         g.a = t->q;
         g.b = t->k;
-        g.b_row = t->turn;
         g.c = t->scores;
-        TFM__FN(gemm_turned)(&g);
+        if (t->keys == 1) { /* as it lies it is a right side of one column (8 x 7 queries of 128: 12 us, 8) */
+            g.b_row = 1;
+            g.b_panel = TFM__PANEL;
+            g.b_wide = 0;
+            TFM__FN(gemm)(&g);
+        } else {
+            g.b_row = t->turn;
+            TFM__FN(gemm_turned)(&g);
+        }
         for (int64_t r = 0; r < t->rows; ++r) memset(t->scores + r * TFM__BLOCK_KEYS + t->keys, 0, past);
         return;
     }
@@ -12598,7 +12605,7 @@ typedef struct tfm__attn {
     tfm__attn_operand q, key, value, out;
     int panels;                            /* keys lie in panels: key.stride holds batch and head only */
     int copy_values;
-    int64_t turn;                          /* above 0: few queries; keys are used as they lie */
+    int64_t turn;                          /* above 0: few queries, or one key; keys are used as they lie */
     int64_t key_row;                       /* above 0: few keys; they and the queries are used as they lie */
     float scale, dropout;
     uint64_t seed, stream;                 /* of dropout */
@@ -13308,8 +13315,9 @@ static tfm_tensor *tfm__attn_make(tfm__op *o, tfm__attn *a, const tfm_attention_
         && a->q.stride[3] == 1 && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
         a->key_row = tfm__max64(0, a->key.stride[2]);
     }
-    if (!a->panels && a->queries * a->group <= a->k->turn_rows && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
-        a->turn = tfm__max64(0, a->key.stride[2]);
+    if (!a->panels && !a->key_row && (a->keys == 1 || a->queries * a->group <= a->k->turn_rows)
+        && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
+        a->turn = tfm__max64(a->keys == 1, a->key.stride[2]);
     }
     a->stage = options->weights_stage;
     a->average = options->weights_average;

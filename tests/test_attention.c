@@ -266,33 +266,32 @@ Test(attention, a_row_has_the_bits_of_running_alone) {
 
 /* Up to eight keys go into the product as they lie, more of them or strided ones as panels. */
 Test(attention, few_keys_have_the_bits_of_the_same_keys_among_others) {
-    static const int64_t sizes[] = {1, 20, 64, 130}, queries[] = {16, 49, 100};
+    static const int64_t sizes[] = {1, 20, 64, 130}, queries[] = {1, 4, 7, 16, 49, 100};
     TEST_EACH_ISA(c, 2) {
-        int64_t i, j, keys;
-        for (i = 0; i < 4; i++)
-            for (j = 0; j < 3; j++)
-                for (keys = 1; keys <= 8; keys += keys < 7 ? 3 : 1) {
-                    const int64_t d = sizes[i], L = queries[j], both[] = {keys, keys};
-                    tfm_marker mark = tfm_mark(c);
-                    tfm_tensor *q = reference_random(c, TFM_SHAPE(2, 3, L, d), 1);
-                    tfm_tensor *k = reference_random(c, TFM_SHAPE(2, 3, 12, d), 2);
-                    tfm_tensor *v = reference_random(c, TFM_SHAPE(2, 3, 12, d), 3), *few = tfm_narrow(c, k, 2, 0, keys);
-                    tfm_tensor *strided = tfm_contiguous(c, tfm_transpose(c, few, 2, 3)), *y, *z;
-                    tfm_attention_options o = plain();
-                    char what[64];
-                    snprintf(what, sizeof what, "%d queries, %d keys of %d", (int)L, (int)keys, (int)d);
-                    check(c, q, few, tfm_narrow(c, v, 2, 0, keys), &o, what);
-                    y = tfm_attention(c, q, few, tfm_narrow(c, v, 2, 0, keys), &o);
-                    z = tfm_attention(c, q, tfm_transpose(c, strided, 2, 3), tfm_narrow(c, v, 2, 0, keys), &o);
-                    assert_made(c, y);
-                    assert_made(c, z);
-                    assert_same_bytes(y->data, z->data, 2 * 3 * L * d * 4);
-                    o.mask.key_lengths = reference_ids(c, 2, both);
-                    z = tfm_attention(c, q, k, v, &o);
-                    assert_made(c, z);
-                    assert_same_bytes(y->data, z->data, 2 * 3 * L * d * 4);
-                    tfm_rewind(c, mark);
-                }
+        int64_t i, keys;
+        for (i = 0; i < 2 * 6 * 4; i++)
+            for (keys = 1; keys <= 8; keys += keys < 7 ? 3 : 1) {
+                const int64_t d = sizes[i % 4], L = queries[i / 4 % 6], heads = i / 24 ? 6 : 3, both[] = {keys, keys};
+                tfm_marker mark = tfm_mark(c);
+                tfm_tensor *q = reference_random(c, TFM_SHAPE(2, heads, L, d), 1);
+                tfm_tensor *k = reference_random(c, TFM_SHAPE(2, 3, 12, d), 2);
+                tfm_tensor *v = reference_random(c, TFM_SHAPE(2, 3, 12, d), 3), *few = tfm_narrow(c, k, 2, 0, keys);
+                tfm_tensor *strided = tfm_contiguous(c, tfm_transpose(c, few, 2, 3)), *y, *z;
+                tfm_attention_options o = plain();
+                char what[64];
+                snprintf(what, sizeof what, "%d x %d queries, %d keys of %d", (int)heads, (int)L, (int)keys, (int)d);
+                check(c, q, few, tfm_narrow(c, v, 2, 0, keys), &o, what);
+                y = tfm_attention(c, q, few, tfm_narrow(c, v, 2, 0, keys), &o);
+                z = tfm_attention(c, q, tfm_transpose(c, strided, 2, 3), tfm_narrow(c, v, 2, 0, keys), &o);
+                assert_made(c, y);
+                assert_made(c, z);
+                assert_same_bytes(y->data, z->data, 2 * heads * L * d * 4);
+                o.mask.key_lengths = reference_ids(c, 2, both);
+                z = tfm_attention(c, q, k, v, &o);
+                assert_made(c, z);
+                assert_same_bytes(y->data, z->data, 2 * heads * L * d * 4);
+                tfm_rewind(c, mark);
+            }
     }
 }
 
