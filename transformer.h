@@ -101,8 +101,8 @@
  *   cannot be kept out and are refused by #error.
  *   DETERMINISM. On one instruction set the same inputs give the same bits, whatever the number of threads, the
  *   batch a row sits in, packed or plain weights, a prompt fed whole, in chunks or id by id, keys from a cache of
- *   the same dtype or from a tensor. Random numbers are counter-based (Philox) and the same on every platform.
- *   Different instruction sets differ in rounding.
+ *   the same dtype or from a tensor; but for the sign and payload of a NaN. Random numbers are counter-based (Philox)
+ *   and the same on every platform. Different instruction sets differ in rounding.
  *   32-bit x86 keeps this promise with SSE2 arithmetic (-msse2 -mfpmath=sse), not with the x87 unit.
  *
  *
@@ -2831,7 +2831,7 @@ typedef struct tfm__gemm {
     int finish;                /* 1: this is the last block of k: add bias, apply activation */
     const float *bias;         /* per column, or NULL */
     const void *next;          /* what is read after this, in one piece, or NULL: few rows fetch it into L2 */
-    const void *ahead;         /* rows of a plain B that are packed after this, or NULL: many rows fetch them into L2 */
+    const void *ahead;         /* rows that are packed or read after this, or NULL: fetched into L2, a line of each */
     int64_t ahead_row, ahead_cols; /* bytes between those rows, and bytes of each */
     int cached;                /* 1: B lies in a cache, though not in L2: few rows fetch it into L1 */
 } tfm__gemm;
@@ -2891,11 +2891,12 @@ typedef struct tfm__attn_tile {
     int64_t rows, keys;                 /* rows <= TFM__ATTN_ROWS, keys <= TFM__BLOCK_KEYS */
     int64_t key_size, value_size;
     const float *q; int64_t q_row;      /* scaled queries, f32, rows x key_size */
-    const void *k; int k_dtype;         /* panels [key/64][key_size][64] */
-    /* above 0: k is at most TFM__FEW_KEYS keys, f32, in rows that far apart, and the queries are still to be scaled */
+    const void *k; int k_dtype;         /* panels [key/64][key_size][64], or */
+    /* above 0: f32 keys as they lie, in rows that far apart; beside at most 4 rows, or a single key, or, if `few`,
+     * at most TFM__FEW_KEYS keys, and the queries are still to be scaled */
     int64_t k_row;
+    int few;
     float scale;
-    int64_t turn;                       /* above 0: at most 4 rows, or a single key; k is f32, in rows that far apart */
     /* row-major values, v_row = elements between keys; below 0: panels [value_size/64][128 keys][64], the last one as
      * wide as what is left */
     const void *v; int v_dtype; int64_t v_row;
@@ -2926,7 +2927,7 @@ struct tfm__kernels {
     int width;                          /* f32 lanes of a vector */
     int tile_rows;                      /* rows of the product's register tile: A is packed in strips of this height */
     int keep_b;                         /* 1: gemm packs a plain B while its first strip reads it */
-    int turn_rows;                      /* rows up to which gemm_turned is faster than packing B; of halves 4 times */
+    int turn_rows;                      /* rows up to which gemm_turned is faster than packing B, of f32 */
     int64_t block_k, block_m;           /* cache blocks of the product, in elements */
 
     /* products */
@@ -5424,6 +5425,7 @@ static void TFM__FN(gemm)(const tfm__gemm *g) {
     high = g->rows % count; /* the first `high` strips have a row more */
     width = tfm__max64(widths[low - 1], high ? widths[low] : 0);
     tiles = (count - high) * (width / widths[low - 1]) + (high ? high * (width / widths[low]) : 0);
+    memset(&tile, 0, sizeof tile);
     tile.depth = g->depth;
     tile.accumulate = g->accumulate;
     tile.a_row = g->strips ? 1 : g->a_row;
@@ -5677,7 +5679,7 @@ static const float *TFM__FN(square)(float *square, int64_t *square_row, const vo
 /* Up to R rows of A and a vector of B's columns, squares of which are turned: for few rows packing B would take longer
  * than the product (1 x 4096 x 4096 from memory: 5.5 ms, 3.2; on AVX2 6.0, 3.0). */
 #define TFM__TURN_DECLARE(r, V) tfm__v c##r = v_zero(); const float *const a##r = a + tfm__min64(r, rows - 1) * a_row;
-#define TFM__TURN_STEP(r, V) c##r = v_fma(y, v_set1(a##r[k + i]), c##r);
+#define TFM__TURN_STEP(r, V) c##r = v_fma(v_set1(a##r[k + i]), y, c##r);
 #define TFM__TURN_PUT(r, V) if ((r) < rows) TFM__FN(put)(c + (r) * c_row, c##r, cols);
 #define TFM__TURNED(R) \
     TFM__NOINLINE void TFM__FN(turned_##R)(const tfm__gemm *g, int64_t col) { \
@@ -5708,6 +5710,7 @@ static const float *TFM__FN(square)(float *square, int64_t *square_row, const vo
     }
 TFM__TURNED(1)
 TFM__TURNED(4)
+
 /* n <= TFM__W elements that lie `step` apart, zeros after them. */
 TFM__NOINLINE tfm__v TFM__FN(collect)(const void *src, int dtype, int64_t at, int64_t step, int64_t n) {
     float lanes[TFM__W];
@@ -5763,7 +5766,8 @@ static void TFM__FN(pack_panel)(void *dst, int dst_dtype, int64_t width, const v
     }
 }
 
-/* Halves become small panels, which more rows share (8 x 4096 x 4096 of bf16: 7.4 ms, 4.9; AVX2 8.8, 5.1). */
+/* B as a file holds a weight, b_row elements from a column to the next; of f32 beside at most 4 rows. Halves become
+ * small panels, which more rows share (8 x 4096 x 4096 of bf16: 7.4 ms, 4.9; AVX2 8.8, 5.1). */
 static void TFM__FN(gemm_turned)(const tfm__gemm *g) {
     enum { depth = 64 };
     uint16_t panel[TFM__PANEL * depth];
@@ -5774,21 +5778,26 @@ static void TFM__FN(gemm_turned)(const tfm__gemm *g) {
     t.b[0] = panel;
     t.b_row = TFM__PANEL;
     t.c_row = g->c_row;
-    for (int64_t j = 0; g->b_dtype != TFM_F32 && j < g->cols; j += TFM__PANEL) {
-        for (int64_t k = 0; k == 0 || k < g->depth; k += depth) {
-            const uint16_t *const from = (const uint16_t *)g->b + j * g->b_row + k;
-            t.depth = tfm__min64(depth, g->depth - k);
-            t.accumulate = k > 0;
-            TFM__FN(pack_panel)(panel, g->b_dtype, TFM__PANEL, from, g->b_dtype, g->b_row, g->cols - j, t.depth);
-            for (int64_t r = 0; r < g->rows; r += 4) {
-                t.a = g->a + r * g->a_row + k;
-                t.c = g->c + r * g->c_row + j;
-                TFM__FN(edges)[g->b_dtype](&t, tfm__min64(4, g->rows - r), tfm__min64(TFM__PANEL, g->cols - j), 1);
-            }
+    if (g->b_dtype == TFM_F32) {
+        for (int64_t j = 0; j < g->cols; j += TFM__W) {
+            (g->rows == 1 ? TFM__FN(turned_1) : TFM__FN(turned_4))(g, j);
         }
-    }
-    for (int64_t j = 0; g->b_dtype == TFM_F32 && j < g->cols; j += TFM__W) {
-        (g->rows == 1 ? TFM__FN(turned_1) : TFM__FN(turned_4))(g, j);
+    } else {
+        for (int64_t j = 0; j < g->cols; j += TFM__PANEL) {
+            int64_t k = 0;
+            do { /* a depth of 0 makes zeros */
+                const uint16_t *const from = (const uint16_t *)g->b + j * g->b_row + k;
+                t.depth = tfm__min64(depth, g->depth - k);
+                t.accumulate = k > 0;
+                TFM__FN(pack_panel)(panel, g->b_dtype, TFM__PANEL, from, g->b_dtype, g->b_row, g->cols - j, t.depth);
+                for (int64_t r = 0; r < g->rows; r += 4) {
+                    t.a = g->a + r * g->a_row + k;
+                    t.c = g->c + r * g->c_row + j;
+                    TFM__FN(edges)[g->b_dtype](&t, tfm__min64(4, g->rows - r), tfm__min64(TFM__PANEL, g->cols - j), 1);
+                }
+                k += depth;
+            } while (k < g->depth);
+        }
     }
     TFM__FN(gemm_finish)(g, g->bias, 0, g->cols);
 }
@@ -5892,23 +5901,25 @@ static void TFM__FN(pack_strips)(float *dst, const void *src, int src_dtype, int
  *  the bits of a row depend neither on the rows beside it nor on later keys (they are masked and add exact zeros).
  * ---------------------------------------------------------------------------------------------------------------- */
 
+/* -0 becomes 0: a sum that underflows to -0 is 0 in a tile that goes on to keys of weight 0. */
 static void TFM__FN(scale_rows)(tfm__scaled_row *row, int64_t rows, int64_t n, int64_t ahead_bytes) {
+    const tfm__v zero = v_zero();
     for (; rows > 0; --rows, ++row) {
         const tfm__v by = v_set1(row->by);
         const float *const from = row->from;
         float *const to = row->to;
         int64_t i = 0;
         for (; i < ahead_bytes; i += 64) v_prefetch_l2(row->ahead + i);
-        for (i = 0; i + TFM__W <= n; i += TFM__W) v_store(to + i, v_mul(v_load(from + i), by));
-        if (i < n) v_storen(to + i, v_mul(v_loadn(from + i, n - i), by), n - i);
+        for (i = 0; i + TFM__W <= n; i += TFM__W) v_store(to + i, v_fma(v_load(from + i), by, zero));
+        if (i < n) v_storen(to + i, v_fma(v_loadn(from + i, n - i), by, zero), n - i);
     }
 }
 
 /* Few keys are the rows of the product, and the queries its columns: as columns, keys would fill a part of one vector
  * (4096 queries, 1 key of 128: 0.40 ms, 0.33). Each score has the same chain. */
-TFM__NOINLINE void TFM__FN(attn_scores_few)(tfm__attn_tile *t) {
+TFM__NOINLINE void TFM__FN(attn_scores_few)(const tfm__attn_tile *t) {
     enum { depth = 64 };
-    const tfm__v scale = v_set1(t->scale);
+    const tfm__v scale = v_set1(t->scale), zero = v_zero();
     float queries[TFM__ATTN_ROWS * depth], turned[TFM__PANEL * TFM__ATTN_ROWS];
     tfm__gemm g;
     memset(&g, 0, sizeof g);
@@ -5926,10 +5937,32 @@ TFM__NOINLINE void TFM__FN(attn_scores_few)(tfm__attn_tile *t) {
         g.b_panel = TFM__PANEL * g.depth;
         g.a = (const float *)t->k + k;
         TFM__FN(pack_panels)(queries, TFM_F32, TFM__PANEL, t->q + k, TFM_F32, t->q_row, 1, t->rows, g.depth);
-        for (int64_t i = 0; i < g.cols * g.depth; i += TFM__W) v_store(queries + i, v_mul(v_load(queries + i), scale));
+        for (int64_t i = 0; i < g.cols * g.depth; i += TFM__W) {
+            v_store(queries + i, v_fma(v_load(queries + i), scale, zero));
+        }
         TFM__FN(gemm)(&g);
     }
     TFM__FN(transpose)(t->scores, TFM__BLOCK_KEYS, turned, g.cols, t->rows, tfm__round_up(t->keys, TFM__PANEL));
+}
+
+/* Keys as they lie. A single key is a right side of one column (8 x 7 queries of 128: 12 us, 8). */
+TFM__NOINLINE void TFM__FN(attn_scores_turned)(const tfm__attn_tile *t) {
+    const size_t past = (size_t)(tfm__round_up(t->keys, TFM__PANEL) - t->keys) * sizeof(float);
+    tfm__gemm g;
+    memset(&g, 0, sizeof g);
+    g.rows = t->rows;
+    g.cols = t->keys;
+    g.depth = t->key_size;
+    g.a = t->q;
+    g.a_row = t->q_row;
+    g.b = t->k;
+    g.b_row = t->keys == 1 ? 1 : t->k_row;
+    g.b_panel = TFM__PANEL;
+    g.c = t->scores;
+    g.c_row = TFM__BLOCK_KEYS;
+    g.activation = TFM_ACT_NONE;
+    (t->keys == 1 ? TFM__FN(gemm) : TFM__FN(gemm_turned))(&g);
+    for (int64_t r = 0; r < t->rows; ++r) memset(t->scores + r * TFM__BLOCK_KEYS + t->keys, 0, past);
 }
 
 /* The key panels are a packed weight, the queries the rows of a product. */
@@ -5938,7 +5971,7 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     tfm__gemm g;
     tfm__attn_strip x;
     if (t->k_row > 0) {
-        TFM__FN(attn_scores_few)(t);
+        (t->few ? TFM__FN(attn_scores_few) : TFM__FN(attn_scores_turned))(t);
         return;
     }
     memset(&g, 0, sizeof g);
@@ -5954,25 +5987,6 @@ static void TFM__FN(attn_scores)(tfm__attn_tile *t) {
     g.ahead_row = t->ahead_row;
     g.ahead_cols = t->ahead_bytes;
     g.activation = TFM_ACT_NONE;
-    if (t->turn > 0) {
-        const size_t past = (size_t)(tfm__round_up(t->keys, TFM__PANEL) - t->keys) * sizeof(float);
-        g.rows = t->rows;
-        g.cols = t->keys;
-        g.a = t->q;
-        g.b = t->k;
-        g.c = t->scores;
-        if (t->keys == 1) { /* as it lies it is a right side of one column (8 x 7 queries of 128: 12 us, 8) */
-            g.b_row = 1;
-            g.b_panel = TFM__PANEL;
-            g.b_wide = 0;
-            TFM__FN(gemm)(&g);
-        } else {
-            g.b_row = t->turn;
-            TFM__FN(gemm_turned)(&g);
-        }
-        for (int64_t r = 0; r < t->rows; ++r) memset(t->scores + r * TFM__BLOCK_KEYS + t->keys, 0, past);
-        return;
-    }
     for (int64_t i = 0; tfm__attn_strip_of(t, TFM__TILE_ROWS, i, &x); ++i) {
         g.rows = x.end - x.row;
         g.cols = tfm__round_up(x.last, TFM__PANEL) - x.first;
@@ -11173,10 +11187,12 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 #define TFM__PACK_SOON 128
 
 /* Rows of a plain B that are taken at a time: long ones lie a page or more apart. Fewer rows of A than this read them
- * side by side, each from the first column to the last: 32 KB, at least 8 (1 x 4096 x 4096: 1.5 times faster than 128).
- * More take column by column, 2 MB, which page tables at hand cover, at least 64, and fetch a line of each row of
- * the next columns (16 x 4096 x 4096 on AVX-512: 10.2 ms, 5.5; 7 on AVX2: 9.0, 3.7). */
+ * side by side, each from the first column to the last: few elements, and at least 8 rows (1 x 4096 x 4096: 1.5 times
+ * faster than 128). More take column by column, as many as page tables at hand cover, at least 64 rows, and fetch a
+ * line of each row of the next columns (16 x 4096 x 4096 on AVX-512: 10.2 ms, 5.5; 7 on AVX2: 9.0, 3.7). */
 #define TFM__PLAIN_FEW 4
+#define TFM__PLAIN_SIDE_BY_SIDE (1 << 13)
+#define TFM__PLAIN_BY_COLUMN (1 << 19)
 
 /* Longer rows of a plain B are packed where more strips of A than this share the packing: read as they lie, a page
  * each, they cost up to a third (128 x 3072 x 768 on AVX2: 0.60 of the peak instead of 0.86). Tiles that read one line
@@ -11188,31 +11204,43 @@ typedef char tfm__product_fits[TFM__PRODUCT_END * 4 <= TFM__SCRATCH_BYTES ? 1 : 
 /* Halves of B are converted by the tiles for so many rows of A; for more they are packed as f32, once for all. */
 #define TFM__HALVES_ROWS 24
 
-/* B is read as it lies, up to column j1, by `rows` rows. Rows 16 apart mean whole panels to the kernel: it would read
- * past the end of a partial one. */
-static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t j1) {
+/* B is read as it lies by `rows` rows. */
+static int tfm__product_in_place(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
     const int64_t longest = k->keep_b || p->depth < 256 ? TFM__PLAIN_ROW : TFM__PLAIN_ROW_LINE;
     if (p->pairs) return 1;
     if (p->b_dtype != TFM_F32 && (p->strips || rows > TFM__HALVES_ROWS)) return 0;
     if (p->b_panels) return 1;
     if (p->b_row > longest && rows > TFM__PLAIN_STRIPS * k->tile_rows) return 0;
-    return (p->b_col == 1 || p->cols == 1) && (p->b_row != TFM__PANEL || j1 % TFM__PANEL == 0);
+    return p->b_col == 1 || p->cols == 1;
 }
 
 /* B would be packed for every block of A. */
 static int tfm__product_repacks(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
-    return rows > k->block_m && !tfm__product_in_place(k, p, rows, p->cols);
+    return rows > k->block_m && !tfm__product_in_place(k, p, rows);
+}
+
+/* The kernel needs a copy of A. */
+static int tfm__product_copies_a(const tfm__product *p) {
+    return p->a_dtype != TFM_F32 || (p->a_col != 1 && p->depth > 1);
+}
+
+/* B is a weight as a file holds it, for gemm_turned. A panel of halves serves four times as many rows. */
+static int tfm__product_turned(const struct tfm__kernels *k, const tfm__product *p, int64_t rows) {
+    return p->b_row == 1 && rows <= (p->b_dtype == TFM_F32 ? 1 : 4) * k->turn_rows && !p->b_panels && !p->strips
+        && !tfm__product_in_place(k, p, rows) && (!tfm__product_copies_a(p) || rows * p->depth <= TFM__PRODUCT_B);
 }
 
 /* What becomes of a block of A: nothing; a copy in rows, f32 or pairs of bf16 (halves of B go with rows alone); or
  * strips. */
 enum { TFM__A_AS_IT_LIES, TFM__A_ROWS, TFM__A_STRIPS };
 static int tfm__product_packs_a(const struct tfm__kernels *k, const tfm__product *p, int64_t rows, int64_t cols) {
-    const int must = p->a_dtype != TFM_F32 || (p->a_col != 1 && p->depth > 1);
+    const int must = tfm__product_copies_a(p);
     int64_t least;
     if (p->strips) return TFM__A_AS_IT_LIES;
     if (p->pairs) return TFM__A_ROWS;
-    if (p->b_dtype != TFM_F32 && tfm__product_in_place(k, p, rows, p->cols)) return must ? TFM__A_ROWS : 0;
+    if ((p->b_dtype != TFM_F32 && tfm__product_in_place(k, p, rows)) || tfm__product_turned(k, p, rows)) {
+        return must ? TFM__A_ROWS : TFM__A_AS_IT_LIES;
+    }
     least = p->a_row % 1024 == 0 || tfm__product_repacks(k, p, rows) ? TFM__PACK_SOON : TFM__PACK_COLS;
     if (must || (rows > k->tile_rows && rows >= TFM__PACK_ROWS && cols >= least)) return TFM__A_STRIPS;
     return TFM__A_AS_IT_LIES;
@@ -11297,7 +11325,8 @@ static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__produ
     const int few = rows < TFM__PLAIN_FEW;
     if (!in_place) return k->block_k;
     if (!p->b_panels) {
-        return tfm__min64(k->block_k, few ? tfm__max64(8, (1 << 13) / row) : tfm__max64(64, (1 << 19) / row));
+        return tfm__min64(k->block_k, few ? tfm__max64(8, TFM__PLAIN_SIDE_BY_SIDE / row)
+                                          : tfm__max64(64, TFM__PLAIN_BY_COLUMN / row));
     }
     if (packs_a == TFM__A_AS_IT_LIES && rows <= k->tile_rows) return tfm__max64(p->depth, 1);
     return tfm__max64(k->block_k, tfm__min64(fits, 2048));
@@ -11308,11 +11337,9 @@ static int64_t tfm__product_depth(const struct tfm__kernels *k, const tfm__produ
 static void tfm__product_block(const struct tfm__kernels *k, const tfm__product *p, int64_t r0, int64_t r1, int64_t j0,
                                int64_t j1, float *scratch, float *c, int64_t c_row) {
     const int packs_a = tfm__product_packs_a(k, p, r1 - r0, j1 - j0);
-    const int in_place = tfm__product_in_place(k, p, r1 - r0, j1);
+    const int in_place = tfm__product_in_place(k, p, r1 - r0);
     const int plain_bias = !p->bias || (p->bias_dtype == TFM_F32 && p->bias_step == 1);
-    const int64_t turn_rows = p->b_dtype == TFM_F32 ? k->turn_rows : 4 * k->turn_rows;
-    const int turned = !in_place && packs_a == TFM__A_AS_IT_LIES && r1 - r0 <= turn_rows && p->b_row == 1
-        && !p->b_panels && !p->strips;
+    const int turned = tfm__product_turned(k, p, r1 - r0);
     const int64_t step = in_place || turned ? (plain_bias ? j1 - j0 : TFM__PRODUCT_BIASES) : TFM__PRODUCT_COLS;
     const int64_t most_k = turned ? tfm__max64(p->depth, 1) : tfm__product_depth(k, p, r1 - r0, in_place, packs_a);
     const int64_t blocks = tfm__max64(tfm__ceil_div(p->depth, most_k), 1);
@@ -11621,7 +11648,7 @@ static int tfm__matmul_small(const tfm__op *o, const tfm_tensor *a, const tfm_te
     const int64_t rows = a->shape[0], depth = a->shape[1], cols = b->shape[1], most = TFM__SMALL_WORK;
     return a->ndim == 2 && b->ndim == 2 && a->dtype == TFM_F32 && b->dtype == TFM_F32 && depth == b->shape[0]
         && rows <= most && depth <= most && cols <= most && rows * depth <= most && rows * depth * cols <= most
-        && a->stride[1] == 1 && b->stride[1] == 1 && (b->stride[0] != TFM__PANEL || cols % TFM__PANEL == 0) && o->run;
+        && a->stride[1] == 1 && b->stride[1] == 1 && o->run;
 }
 
 TFM_API tfm_tensor *tfm_matmul(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b) {
@@ -12114,7 +12141,7 @@ typedef struct tfm__masking {
     int64_t size[4];            /* batch, heads, queries, keys */
     int causal, boolean;        /* boolean: matrices or segments may cut keys out of a row's range */
     int additive;               /* something is added to scores */
-    int lone_bias;              /* nothing but one matrix is, and nothing else cuts keys out */
+    int lone_bias;              /* the only matrix, and neither segments nor summands beside it */
     float softcap;
     int64_t window_left, window_right;
     tfm__mask_row *rows;        /* [batch] */
@@ -12372,10 +12399,10 @@ static int tfm__mask_read(const tfm__masking *m, tfm__mask_tile *t) {
         if (m->lone_bias && tfm__mask_open_ends(&m->matrix[0], t, r)) {
             t->state[r] = TFM__TILE_FULL; /* what lies between is left to attn_bias: looking costs as much as adding */
         } else if (r > 0 && tfm__mask_same_row(m, t, r)) {
-            memcpy(allowed, allowed - TFM__BLOCK_KEYS, n);
+            memcpy(allowed, allowed - TFM__BLOCK_KEYS, TFM__BLOCK_KEYS);
             t->state[r] = t->state[r - 1];
         } else {
-            memset(allowed, 1, n);
+            memset(allowed, 1, (size_t)tfm__round_up(t->keys, TFM__PANEL)); /* attn_keep takes whole vectors */
             for (i = 0; i < m->matrices; ++i) {
                 tfm__mask_and_matrix(m, &m->matrix[i], tfm__mask_at(&m->matrix[i], t, r), t->keys, allowed);
             }
@@ -12605,8 +12632,8 @@ typedef struct tfm__attn {
     tfm__attn_operand q, key, value, out;
     int panels;                            /* keys lie in panels: key.stride holds batch and head only */
     int copy_values;
-    int64_t turn;                          /* above 0: few queries, or one key; keys are used as they lie */
-    int64_t key_row;                       /* above 0: few keys; they and the queries are used as they lie */
+    int64_t key_row;                       /* above 0: keys are used as they lie, see tfm__attn_tile */
+    int few;                               /* keys; queries are used as they lie, too */
     float scale, dropout;
     uint64_t seed, stream;                 /* of dropout */
     float *top, *sum, *lse;                /* (B, H, Lq) each, or NULL */
@@ -12669,6 +12696,7 @@ static int64_t tfm__attn_lay(const tfm__attn *a, char *base, int64_t tiles, tfm_
     lane->key = -1;
     lane->streams = 0;
     lane->ahead = NULL;
+    lane->ahead_row = lane->ahead_bytes = 0;
     for (i = 0; i < tiles; ++i) {
         float *const q = (float *)(void *)tfm__attn_take(base, &used, TFM__ATTN_ROWS * a->key_size * floats);
         float *const super = (float *)(void *)tfm__attn_take(base, &used, out);
@@ -12700,7 +12728,7 @@ static void tfm__attn_rows_begin(const tfm__attn *a, tfm__attn_rows *x) {
         row[r].ahead = tfm__attn_at(&a->out, x->mask.batch, x->mask.head[r], x->mask.query[r]);
         if (!plain) a->k->load(row[r].to, at, a->q.dtype, a->q.stride[3], a->key_size);
     }
-    a->k->scale_rows(row, x->mask.rows, a->key_row ? 0 : a->key_size, a->value_size * a->out.size);
+    a->k->scale_rows(row, x->mask.rows, a->few ? 0 : a->key_size, a->value_size * a->out.size);
 }
 
 /* Sets up the tiles of a unit; returns how many there are. [*first, *last): the keys that they attend. */
@@ -12756,7 +12784,7 @@ static void tfm__attn_load(const tfm__attn *a, tfm__attn_lane *lane, int64_t key
     lane->finite = 0;
     if (a->panels) {
         lane->k = tfm__attn_at(&a->key, lane->batch, lane->head, 0) + key * a->key_size * a->key.size;
-    } else if (a->key_row > 0 || a->turn > 0) {
+    } else if (a->key_row > 0) {
         lane->k = tfm__attn_at(&a->key, lane->batch, lane->head, key);
     } else {
         a->k->pack_panels(lane->panels, a->key.dtype, TFM__KEY_PANEL,
@@ -12810,9 +12838,11 @@ static void tfm__attn_reduce_dropped(const tfm__attn *a, const tfm__mask_tile *m
     float max[TFM__ATTN_ROWS], sum[TFM__ATTN_ROWS];
     uint32_t kept[TFM__BLOCK_KEYS];
     float *const out = t->out;
+    int64_t *const finite = t->finite;
     int64_t r, j;
     memcpy(lane->spare, t->scores, TFM__ATTN_ROWS * TFM__BLOCK_KEYS * sizeof(float));
     t->value_size = 0;
+    t->finite = NULL; /* no value is looked at */
     a->k->attn_reduce(t);
     for (r = 0; r < t->rows; ++r) {
         float *const score = lane->spare + r * TFM__BLOCK_KEYS;
@@ -12823,6 +12853,7 @@ static void tfm__attn_reduce_dropped(const tfm__attn *a, const tfm__mask_tile *m
     }
     t->scores = lane->spare;
     t->value_size = a->value_size;
+    t->finite = finite;
     t->out = lane->spare_out;
     t->max = max;
     t->sum = sum;
@@ -12845,11 +12876,11 @@ static void tfm__attn_score(const tfm__attn *a, tfm__attn_lane *lane, tfm__attn_
     t->q_row = a->key_size;
     t->k = lane->k;
     t->k_dtype = a->key.dtype;
-    t->turn = a->turn;
-    if (a->key_row) {
+    t->k_row = a->key_row;
+    t->few = a->few;
+    if (a->few) {
         t->q = (const float *)(const void *)tfm__attn_at(&a->q, x->mask.batch, x->mask.head[0], x->mask.query[0]);
         t->q_row = a->q.stride[2];
-        t->k_row = a->key_row;
         t->scale = a->scale;
     }
     t->v = lane->v;
@@ -12892,8 +12923,8 @@ static void tfm__attn_softcap(const tfm__attn *a, const tfm__attn_tile *t) {
 static void tfm__attn_fetch(const tfm__attn *a, const tfm__attn_lane *lane) {
     tfm__scaled_row row[TFM__ATTN_ROWS];
     int64_t r;
+    memset(row, 0, sizeof row);
     for (r = 0; lane->ahead && r < TFM__ATTN_ROWS; ++r) {
-        row[r].by = 0.0f;
         row[r].ahead = (char *)(uintptr_t)lane->ahead + r * lane->ahead_row;
     }
     a->k->scale_rows(row, r, 0, lane->ahead_bytes);
@@ -13311,13 +13342,13 @@ static tfm_tensor *tfm__attn_make(tfm__op *o, tfm__attn *a, const tfm_attention_
     a->scale = options->scale != 0.0f ? options->scale : (float)(1.0 / sqrt((double)a->key_size));
     a->dropout = options->dropout;
     a->copy_values = a->value.stride[3] != 1 || (a->value.stride[2] == TFM__PANEL && a->value_size % TFM__PANEL != 0);
-    if (!a->panels && a->keys <= TFM__FEW_KEYS && a->queries >= TFM__PANEL && a->group == 1 && a->q.dtype == TFM_F32
-        && a->q.stride[3] == 1 && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
-        a->key_row = tfm__max64(0, a->key.stride[2]);
-    }
-    if (!a->panels && !a->key_row && (a->keys == 1 || a->queries * a->group <= a->k->turn_rows)
-        && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
-        a->turn = tfm__max64(a->keys == 1, a->key.stride[2]);
+    if (!a->panels && a->key.dtype == TFM_F32 && a->key.stride[3] == 1) {
+        a->few = a->keys <= TFM__FEW_KEYS && a->queries >= TFM__PANEL && a->group == 1 && a->q.dtype == TFM_F32
+            && a->q.stride[3] == 1;
+        if (a->few || a->keys == 1 || a->queries * a->group <= a->k->turn_rows) {
+            a->key_row = tfm__max64(a->keys == 1, a->key.stride[2]);
+        }
+        a->few &= a->key_row > 0;
     }
     a->stage = options->weights_stage;
     a->average = options->weights_average;
@@ -21130,9 +21161,11 @@ TFM__STRICT_FP_END
 #undef TFM__PANEL
 #undef TFM__PIECE
 #undef TFM__PLAIN
+#undef TFM__PLAIN_BY_COLUMN
 #undef TFM__PLAIN_FEW
 #undef TFM__PLAIN_ROW
 #undef TFM__PLAIN_ROW_LINE
+#undef TFM__PLAIN_SIDE_BY_SIDE
 #undef TFM__PLAIN_STRIPS
 #undef TFM__PRINTF
 #undef TFM__PRINT_EDGE

@@ -295,6 +295,29 @@ Test(attention, few_keys_have_the_bits_of_the_same_keys_among_others) {
     }
 }
 
+/* Row 8 and later sum up to what is below all numbers; beside longer rows the sum goes on to keys of weight 0. */
+Test(attention, a_sum_that_underflows_has_the_sign_it_has_alone) {
+    TEST_EACH_ISA(c, 1) {
+        const int64_t L = 20;
+        tfm_tensor *q = tfm_ones(c, TFM_SHAPE(1, 1, L, 4)), *k = tfm_zeros(c, TFM_SHAPE(1, 1, L, 4));
+        tfm_tensor *v = tfm_zeros(c, TFM_SHAPE(1, 1, L, 1)), *y, *z;
+        tfm_attention_options o = plain();
+        int64_t i;
+        for (i = 0; i < 4; i++) ((float *) k->data)[i] = 2.0f;
+        for (i = 1; i < L; i++) ((float *) v->data)[i] = i % 2 ? -1e-45f : 1e-45f;
+        o.mask.causal = TFM_CAUSAL_TOP_LEFT;
+        y = tfm_attention(c, q, k, v, &o);
+        assert_made(c, y);
+        o.mask.causal = TFM_CAUSAL_OFFSET;
+        for (i = 0; i < L; i++) {
+            o.mask.offset = i;
+            z = tfm_attention(c, tfm_narrow(c, q, 2, i, 1), k, v, &o);
+            assert_made(c, z);
+            assert_same_bytes((float *) y->data + i, z->data, 4);
+        }
+    }
+}
+
 Test(attention, asking_for_weights_does_not_change_the_result) {
     TEST_EACH_ISA(c, 1) {
         tfm_tensor *q = reference_random(c, TFM_SHAPE(2, 4, 60, 16), 1),
@@ -615,6 +638,27 @@ Test(attention, dropout_scales_what_it_keeps_and_shows_in_the_weights) {
         out = test_floats(c, y);
         for (i = 0; i < 2 * L * 8; i++) cr_assert_eq(out[i], 0.0f);
         free(out);
+    }
+}
+
+Test(attention, dropout_keeps_out_what_a_masked_key_holds) {
+    TEST_EACH_ISA(c, 1) {
+        const int64_t L = 140, rows = 110; /* more tiles than one */
+        tfm_tensor *q = reference_random(c, TFM_SHAPE(1, 1, rows, 8), 1), *k = reference_random(c, TFM_SHAPE(1, 1, L, 8), 2);
+        tfm_tensor *v = reference_random(c, TFM_SHAPE(1, 1, L, 8), 3), *y[2];
+        unsigned char keep[140];
+        tfm_attention_options o = plain();
+        int64_t i, j;
+        for (j = 0; j < L; j++) keep[j] = j % 50 != 3;
+        o.mask.keep = tfm_from(c, TFM_BOOL, TFM_SHAPE(1, L), keep);
+        o.dropout = 0.3f;
+        for (i = 0; i < 2; i++) {
+            for (j = 3; j < L; j += 50) ((float *) v->data)[j * 8 + j % 8] = i ? NAN : 1.0f;
+            tfm_seed(c, 7);
+            y[i] = tfm_attention(c, q, k, v, &o);
+            assert_made(c, y[i]);
+        }
+        assert_same_bytes(y[0]->data, y[1]->data, rows * 8 * 4);
     }
 }
 

@@ -324,22 +324,42 @@ Test(matmul, a_wide_right_side_has_the_bits_of_a_packed_weight) {
     }
 }
 
+/* As far apart as in a panel, but no panels: they overlap, or hold a row. */
+Test(matmul, rows_16_elements_apart_are_no_panels) {
+    TEST_EACH_ISA(c, 1) {
+        static const int64_t sizes[][3] = {{1, 100, 70}, {9, 100, 70}, {12, 100, 16}, {30, 100, 100}, {12, 100, 4104}, {9, 1, 5190}};
+        static const int64_t strides[] = {16, 1};
+        int d, i;
+        for (d = 0; d < 3; d++)
+            for (i = 0; i < 6; i++) {
+                const tfm_marker mark = tfm_mark(c);
+                const int64_t m = sizes[i][0], k = sizes[i][1], n = sizes[i][2];
+                tfm_tensor *a = lying(c, floats[d], TFM_SHAPE(m, k), LIES_PLAIN, 1, 1);
+                tfm_tensor *all = lying(c, floats[d], TFM_SHAPE((k - 1) * 16 + n), LIES_PLAIN, 1, 2);
+                tfm_tensor *b = tfm_wrap_strided(c, floats[d], TFM_SHAPE(k, n), strides, all->data);
+                assert_same_tensor(c, tfm_matmul(c, a, b), tfm_matmul(c, a, tfm_contiguous(c, b)));
+                tfm_rewind(c, mark);
+            }
+    }
+}
+
 Test(linear, packed_and_plain_weights_have_the_same_bits) {
     TEST_EACH_ISA(c, 2) {
         static const int64_t rows[] = {1, 2, 3, 4, 5, 14, 90, 200};
         void *memory = malloc(320 * 401 * 4);
-        int d, i;
+        int d, e, i;
         for (d = 0; d < 3; d++) {
             const tfm_marker mark = tfm_mark(c);
             tfm_tensor *weight = lying(c, floats[d], TFM_SHAPE(310, 401), LIES_PLAIN, 1, 2),
                        *bias = plain(c, TFM_SHAPE(310), 3);
             tfm_tensor panels = packed(weight, memory);
-            for (i = 0; i < (test_quick() ? 6 : 8); i++) {
-                tfm_tensor *x = plain(c, TFM_SHAPE(rows[i], 401), 1), *y = tfm_linear(c, x, weight, bias, TFM_ACT_GELU);
-                assert_same_tensor(c, tfm_linear(c, x, &panels, bias, TFM_ACT_GELU), y);
-                assert_same_tensor(c, tfm_linear(c, tfm_narrow(c, x, 0, rows[i] - 1, 1), &panels, bias, TFM_ACT_GELU),
-                                   tfm_narrow(c, y, 0, rows[i] - 1, 1));
-            }
+            for (e = 0; e < 3; e++)
+                for (i = 0; i < (test_quick() ? 6 : 8); i++) {
+                    tfm_tensor *x = lying(c, floats[e], TFM_SHAPE(rows[i], 401), LIES_PLAIN, 1, 1);
+                    tfm_tensor *last = tfm_narrow(c, x, 0, rows[i] - 1, 1), *y = tfm_linear(c, x, weight, bias, TFM_ACT_GELU);
+                    assert_same_tensor(c, tfm_linear(c, x, &panels, bias, TFM_ACT_GELU), y);
+                    assert_same_tensor(c, tfm_linear(c, last, &panels, bias, TFM_ACT_GELU), tfm_narrow(c, y, 0, rows[i] - 1, 1));
+                }
             tfm_rewind(c, mark);
         }
         free(memory);
