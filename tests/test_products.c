@@ -497,6 +497,10 @@ Test(products, bf16_dot_stays_within_its_bound_and_keeps_its_bits) {
             assert_made(c, y);
             assert_same_bytes(times(team, &panels, of_x, m, &x3)->data, y->data, m * out * tfm_dtype_size(y->dtype));
             assert_same_tensor(c, last, tfm_narrow(c, y, 0, m - 1, 1));
+            if (y->dtype == TFM_F32) {
+                tfm_tensor *bias = plain(c, TFM_SHAPE(out), 3);
+                assert_same_tensor(c, tfm_linear(c, x2, &panels, bias, TFM_ACT_NONE), tfm_add(c, y, bias));
+            }
             differs = check_dot(y, exact, x, weight);
             cr_assert((there && dtype == TFM_BF16) || !differs, "%s: other bits", tfm_isa_name(c));
             cr_assert(!there || dtype != TFM_BF16 || differs || of_x == TFM_BF16 || in * out < 600,
