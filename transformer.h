@@ -101,8 +101,9 @@
  *   cannot be kept out and are refused by #error.
  *   DETERMINISM. On one instruction set the same inputs give the same bits, whatever the number of threads, the
  *   batch a row sits in, packed or plain weights, a prompt fed whole, in chunks or id by id, keys from a cache of
- *   the same dtype or from a tensor; but for the sign and payload of a NaN. Random numbers are counter-based (Philox)
- *   and the same on every platform. Different instruction sets differ in rounding.
+ *   the same dtype or from a tensor; but for the sign and payload of a NaN. A sum over an axis whose elements lie
+ *   apart has another order than over one that is contiguous. Random numbers are counter-based (Philox) and the same
+ *   on every platform. Different instruction sets differ in rounding.
  *   32-bit x86 keeps this promise with SSE2 arithmetic (-msse2 -mfpmath=sse), not with the x87 unit.
  *
  *
@@ -10292,6 +10293,7 @@ static const struct tfm__reduction_row {
 
 #define TFM__REDUCE_PART ((int64_t)65536) /* elements of one output that one slot adds; more are cut into parts */
 #define TFM__REDUCE_COLUMNS 128           /* outputs side by side in a reduction over other axes than the last */
+#define TFM__REDUCE_WIDE 16               /* from so many on; fewer are gathered */
 #define TFM__REDUCE_FOLD 32               /* rows added in f32 before their sum goes into the double */
 
 typedef struct tfm__reduction {
@@ -10306,6 +10308,7 @@ typedef struct tfm__reduction {
     int dst_dtype;
     int64_t parts, part_rows;    /* parts of an output: part_rows rows each; 0: TFM__REDUCE_PART elements of one row */
     double *part;                /* [output][part] when there is more than one */
+    int apart;                   /* outputs lie closer than what is reduced */
     int64_t blocks;              /* column blocks */
     tfm__lanes lanes;
 } tfm__reduction;
@@ -10338,35 +10341,84 @@ static double tfm__reduce_row(const tfm__reduction *r, int64_t offset, int64_t s
     return all;
 }
 
+/* The sum of elements that lie apart, in the order of the columns' task, so that the number of columns does not change
+ * it: TFM__REDUCE_FOLD in f32, these in double. */
+typedef struct tfm__fold {
+    double all;
+    float part;
+    int added;
+} tfm__fold;
+
+static void tfm__fold_row(const tfm__reduction *r, int64_t offset, int64_t step, int64_t n, tfm__fold *f) {
+    enum { together = 8 }; /* sums, for their latency */
+    const char *const src = tfm__byte(r->src, r->dtype, offset);
+    const int64_t size = tfm_dtype_size(r->dtype);
+    float tile[TFM__PIECE], part[together];
+    int64_t begin, i, j, g;
+    for (begin = 0; begin < n; begin += TFM__PIECE) {
+        const int64_t m = tfm__min64(n - begin, TFM__PIECE);
+        r->k->load(tile, src + begin * step * size, r->dtype, step, m);
+        for (i = 0; i < m;) {
+            if (f->added == 0 && m - i >= together * TFM__REDUCE_FOLD) {
+                for (g = 0; g < together; ++g) part[g] = tile[i + g * TFM__REDUCE_FOLD];
+                for (j = 1; j < TFM__REDUCE_FOLD; ++j) {
+                    for (g = 0; g < together; ++g) part[g] += tile[i + g * TFM__REDUCE_FOLD + j];
+                }
+                for (g = 0; g < together; ++g) f->all += (double)part[g];
+                i += together * TFM__REDUCE_FOLD;
+                continue;
+            }
+            f->part = f->added++ ? f->part + tile[i] : tile[i];
+            i += 1;
+            if (f->added < TFM__REDUCE_FOLD) continue;
+            f->all += (double)f->part;
+            f->added = 0;
+        }
+    }
+}
+
 static void tfm__reduce_finish(const tfm__reduction *r, int64_t output, double value) {
     if (r->what == TFM__MEAN) value /= (double)r->total;
+    if (value == 0.0 && (r->what == TFM__MAX || r->what == TFM__MIN)) value = 0.0; /* of 0 and -0, in any order */
     tfm__store_at(r->dst_dtype, r->dst, output, value);
+}
+
+/* What a part of an output holds: its rows, [*begin, *end) of each. */
+static void tfm__reduce_part(const tfm__reduction *r, int64_t part, int64_t *row, int64_t *last, int64_t *begin,
+                             int64_t *end) {
+    const int whole = r->part_rows > 0;
+    *row = whole ? part * r->part_rows : 0;
+    *last = whole ? tfm__min64(r->gone.rows, *row + r->part_rows) : 1;
+    *begin = whole ? 0 : part * TFM__REDUCE_PART;
+    *end = whole ? r->gone.n : tfm__min64(r->gone.n, *begin + TFM__REDUCE_PART);
 }
 
 /* Items: outputs times parts. */
 static void tfm__reduce_rows_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__reduction *const r = (const tfm__reduction *)arg;
     const tfm__walk *const g = &r->gone;
-    int64_t item, row;
+    const int fold = r->apart && (r->what == TFM__SUM || r->what == TFM__MEAN);
+    int64_t item, row, last, first, past;
     tfm__cursor out, at;
     (void)slot;
     tfm__cursor_at(&r->kept, begin / r->parts, &out);
     for (item = begin; item < end; ++item) {
         const int64_t part = item % r->parts;
         double all = tfm__reduce_start(r->what);
-        if (r->part_rows == 0) { /* a piece of the only row */
-            const int64_t from = part * TFM__REDUCE_PART;
-            all = tfm__reduce_row(r, out.offset[0] + from * g->step[0], g->step[0],
-                                  tfm__min64(TFM__REDUCE_PART, g->n - from));
-        } else {
-            const int64_t last = tfm__min64(g->rows, (part + 1) * r->part_rows);
-            tfm__cursor_at(g, part * r->part_rows, &at);
-            for (row = part * r->part_rows; row < last; ++row) {
-                all =
-                    tfm__reduce_pair(r->what, all, tfm__reduce_row(r, out.offset[0] + at.offset[0], g->step[0], g->n));
-                tfm__cursor_next(g, &at);
+        tfm__fold f;
+        memset(&f, 0, sizeof f);
+        tfm__reduce_part(r, part, &row, &last, &first, &past);
+        tfm__cursor_at(g, row, &at);
+        for (; row < last; ++row) {
+            const int64_t from = out.offset[0] + at.offset[0] + first * g->step[0];
+            if (fold) {
+                tfm__fold_row(r, from, g->step[0], past - first, &f);
+            } else {
+                all = tfm__reduce_pair(r->what, all, tfm__reduce_row(r, from, g->step[0], past - first));
             }
+            tfm__cursor_next(g, &at);
         }
+        if (fold) all = f.added ? f.all + (double)f.part : f.all;
         if (r->parts > 1) {
             r->part[item] = all;
         } else {
@@ -10382,41 +10434,45 @@ static void tfm__reduce_columns_task(void *arg, int64_t begin, int64_t end, int 
     const tfm__walk *const g = &r->gone;
     const int pairs = tfm__reductions[r->what].pairs, sum = r->what == TFM__SUM || r->what == TFM__MEAN;
     float tile[TFM__REDUCE_COLUMNS], part[TFM__REDUCE_COLUMNS];
-    double all[TFM__REDUCE_COLUMNS];
-    int64_t item, row, i, j;
+    double all[TFM__REDUCE_COLUMNS], total[TFM__REDUCE_COLUMNS];
+    int64_t item, p, row, last, first, past, i, j;
     tfm__cursor out, at;
     (void)slot;
     tfm__cursor_at(&r->kept, begin / r->blocks, &out);
     for (item = begin; item < end; ++item) {
         const int64_t block = item % r->blocks, column = block * TFM__REDUCE_COLUMNS, step = r->kept.step[0];
         const int64_t columns = tfm__min64(TFM__REDUCE_COLUMNS, r->kept.n - column);
-        int64_t added = 0;
-        for (j = 0; j < columns; ++j) all[j] = tfm__reduce_start(r->what);
-        tfm__cursor_at(g, 0, &at);
-        for (row = 0; row < g->rows; ++row) {
-            for (i = 0; i < g->n; ++i) {
-                const int64_t offset = out.offset[0] + column * step + at.offset[0] + i * g->step[0];
-                const float *x = (const float *)tfm__byte(r->src, r->dtype, offset);
-                if (r->dtype != TFM_F32 || step != 1) {
-                    r->k->load(tile, x, r->dtype, step, columns);
-                    x = tile;
+        for (p = 0; p < r->parts; ++p) {
+            int64_t added = 0;
+            for (j = 0; j < columns; ++j) all[j] = tfm__reduce_start(r->what);
+            tfm__reduce_part(r, p, &row, &last, &first, &past);
+            tfm__cursor_at(g, row, &at);
+            for (; row < last; ++row) {
+                for (i = first; i < past; ++i) {
+                    const int64_t offset = out.offset[0] + column * step + at.offset[0] + i * g->step[0];
+                    const float *x = (const float *)tfm__byte(r->src, r->dtype, offset);
+                    if (r->dtype != TFM_F32 || step != 1) {
+                        r->k->load(tile, x, r->dtype, step, columns);
+                        x = tile;
+                    }
+                    if (added++ == 0) {
+                        memcpy(part, x, (size_t)columns * sizeof(float));
+                    } else {
+                        r->k->binary(pairs, part, part, 1, x, 1, columns);
+                    }
+                    if (sum && added == TFM__REDUCE_FOLD) {
+                        for (j = 0; j < columns; ++j) all[j] += (double)part[j];
+                        added = 0;
+                    }
                 }
-                if (added++ == 0) {
-                    memcpy(part, x, (size_t)columns * sizeof(float));
-                } else {
-                    r->k->binary(pairs, part, part, 1, x, 1, columns);
-                }
-                if (sum && added == TFM__REDUCE_FOLD) {
-                    for (j = 0; j < columns; ++j) all[j] += (double)part[j];
-                    added = 0;
-                }
+                tfm__cursor_next(g, &at);
             }
-            tfm__cursor_next(g, &at);
+            for (j = 0; j < columns; ++j) {
+                if (added) all[j] = tfm__reduce_pair(r->what, all[j], (double)part[j]);
+                total[j] = p ? tfm__reduce_pair(r->what, total[j], all[j]) : all[j];
+            }
         }
-        for (j = 0; j < columns; ++j) {
-            if (added) all[j] = tfm__reduce_pair(r->what, all[j], (double)part[j]);
-            tfm__reduce_finish(r, item / r->blocks * r->kept.n + column + j, all[j]);
-        }
+        for (j = 0; j < columns; ++j) tfm__reduce_finish(r, item / r->blocks * r->kept.n + column + j, total[j]);
         if (block == r->blocks - 1) tfm__cursor_next(&r->kept, &out);
     }
 }
@@ -10485,7 +10541,7 @@ static void tfm__reduce_run(tfm__op *o, tfm__reduction *r, const tfm_tensor *y) 
         return;
     }
     columns = r->kept.ndim ? r->kept.shape[r->kept.ndim - 1] : 1;
-    if (columns >= 16 && r->kept.stride[0][r->kept.ndim - 1] < r->gone.step[0]) {
+    if (r->apart && columns >= TFM__REDUCE_WIDE) {
         tfm__walk_rows(&r->kept);
         r->blocks = tfm__ceil_div(columns, TFM__REDUCE_COLUMNS);
         tfm__for(o->c, r->kept.rows * r->blocks,
@@ -10506,12 +10562,12 @@ static tfm_tensor *tfm__reduce_op(tfm_ctx *c, int what, const tfm_tensor *t, tfm
     tfm__op o;
     tfm__reduction r;
     tfm_tensor *y;
-    int64_t shape[TFM_MAX_DIMS];
+    int64_t shape[TFM_MAX_DIMS], inner = INT64_MAX;
     int axes, i, ndim = 0;
     if (!tfm__enter(c, &o, tfm__reductions[what].op, 1, t)) return NULL;
     if (!tfm__need_float(&o, "t", t) || !tfm__axes(&o, t, dims, &axes)) return NULL;
     for (i = 0; i < t->ndim; ++i) {
-        if (!(axes >> i & 1)) shape[ndim++] = t->shape[i];
+        if (!(axes >> i & 1)) inner = t->stride[i], shape[ndim++] = t->shape[i];
         else if (keepdim) shape[ndim++] = 1;
     }
     tfm__walk_axes(&r.kept, t, axes, 0);
@@ -10528,6 +10584,7 @@ static tfm_tensor *tfm__reduce_op(tfm_ctx *c, int what, const tfm_tensor *t, tfm
     tfm__walk_merge(&r.kept);
     tfm__walk_merge(&r.gone);
     tfm__walk_rows(&r.gone);
+    r.apart = r.gone.step[0] > 1 && inner < r.gone.step[0];
     r.c = c;
     r.k = o.k;
     r.what = what;
@@ -10539,7 +10596,8 @@ static tfm_tensor *tfm__reduce_op(tfm_ctx *c, int what, const tfm_tensor *t, tfm
     r.parts = 1;
     r.part_rows = r.gone.rows;
     if (what == TFM__LOGSUMEXP) {
-        if (!tfm__lanes_get(&o, &r.lanes, r.total * (int64_t)sizeof(float))) return tfm__leave(&o, NULL);
+        const int64_t bytes = tfm_numel(y) ? r.total * (int64_t)sizeof(float) : 0;
+        if (!tfm__lanes_get(&o, &r.lanes, bytes)) return tfm__leave(&o, NULL);
     } else if (r.total >= 2 * TFM__REDUCE_PART) {
         r.part_rows = r.gone.rows == 1 ? 0 : tfm__max64(1, TFM__REDUCE_PART / r.gone.n);
         r.parts = r.part_rows ? tfm__ceil_div(r.gone.rows, r.part_rows) : tfm__ceil_div(r.gone.n, TFM__REDUCE_PART);
@@ -10737,14 +10795,15 @@ TFM_API tfm_tensor *tfm_topk(tfm_ctx *c, const tfm_tensor *t, int64_t k, tfm_ten
     tfm__op o;
     tfm__ranking r;
     tfm_tensor *y, *places = NULL;
-    int64_t shape[TFM_MAX_DIMS], n;
+    int64_t shape[TFM_MAX_DIMS], n, least;
     if (indices) *indices = NULL;
     if (!tfm__enter(c, &o, TFM__OP_TOPK, 1, t)) return NULL;
     if (!tfm__need_float(&o, "t", t)) return NULL;
     n = t->ndim ? t->shape[t->ndim - 1] : 1;
-    if (k < 0 || k > n) {
-        return tfm__reject(&o, "k is %lld, t is %s: expected 0 to %lld", (long long)k, tfm__describe(&o, t),
-                           (long long)n);
+    least = t->ndim ? 0 : 1;
+    if (k < least || k > n) { /* a scalar has no dim that could become empty */
+        return tfm__reject(&o, "k is %lld, t is %s: expected %lld to %lld", (long long)k, tfm__describe(&o, t),
+                           (long long)least, (long long)n);
     }
     if (n > 0xffffffffLL) return tfm__reject(&o, "t is %s: at most 2^32 - 1 elements are ranked", tfm__describe(&o, t));
     memcpy(shape, t->shape, sizeof(shape));
@@ -10752,7 +10811,8 @@ TFM_API tfm_tensor *tfm_topk(tfm_ctx *c, const tfm_tensor *t, int64_t k, tfm_ten
     o.number[0] = k;
     y = tfm__result(&o, t->dtype, t->ndim, shape);
     if (y && indices) places = tfm__result(&o, TFM_I64, t->ndim, shape);
-    if (!y || (indices && !places) || !tfm__lanes_get(&o, &r.lanes, k * (int64_t)sizeof(uint64_t))) {
+    if (!y || (indices && !places)
+        || !tfm__lanes_get(&o, &r.lanes, tfm_numel(y) ? k * (int64_t)sizeof(uint64_t) : 0)) {
         return tfm__leave(&o, NULL);
     }
     o.saved[0] = places;
@@ -10825,7 +10885,7 @@ static tfm_tensor *tfm__softmax_op(tfm_ctx *c, int op, const tfm_tensor *t, int 
     if (!y) return tfm__leave(&o, NULL);
     o.saved[0] = y;
     s.n = t->ndim ? t->shape[dim] : 1;
-    if (!tfm__lanes_get(&o, &s.lanes, s.n * (int64_t)sizeof(float))) return tfm__leave(&o, NULL);
+    if (!tfm__lanes_get(&o, &s.lanes, tfm_numel(y) ? s.n * (int64_t)sizeof(float) : 0)) return tfm__leave(&o, NULL);
     if (o.run && tfm_numel(y)) {
         s.c = c;
         s.k = o.k;
@@ -10976,7 +11036,8 @@ static int tfm__norm_lanes(tfm__op *o, tfm__norming *a) {
         size += part < TFM__NORM_WEIGHT ? a->together * a->lane_row : a->lane_row;
     }
     if (size == 0) a->together = TFM__NORM_ROWS;
-    return tfm__lanes_get(o, &a->lanes, size * (int64_t)sizeof(float));
+    if (tfm_numel(a->t[TFM__NORM_Y]) == 0) size = 0; /* no row: its length is anything */
+    return tfm__lanes_get(o, &a->lanes, tfm__min64(size, INT64_MAX / 8) * (int64_t)sizeof(float));
 }
 
 static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const tfm_tensor *weight,
@@ -17469,7 +17530,12 @@ static tfm_tensor *tfm__pool_of(tfm_ctx *c, const tfm_tensor *x, const tfm_tenso
     tfm_tensor *y;
     if (!length) return tfm_full(c, x->dtype, flat, 0.0);
     if (!lengths) {
-        if (pooling == TFM_POOL_MEAN) return tfm_mean(c, x, over, 0);
+        if (pooling == TFM_POOL_MEAN) { /* sum and quotient as with lengths: the same bits */
+            const tfm_tensor *const wide = x->dtype == TFM_F32 ? x : tfm_cast(c, x, TFM_F32);
+            y = wide ? tfm_sum(c, wide, over, 0) : NULL;
+            y = y ? tfm_div(c, y, tfm_full(c, TFM_F32, tfm_shape_of(0, NULL), (double)length)) : NULL;
+            return tfm__in_dtype(c, y, x->dtype);
+        }
         if (pooling == TFM_POOL_MAX) return tfm_max(c, x, over, 0);
         y = tfm_select(c, x, 1, pooling == TFM_POOL_FIRST ? 0 : length - 1);
         return y ? tfm_clone(c, y) : NULL;
@@ -21185,6 +21251,7 @@ TFM__STRICT_FP_END
 #undef TFM__REDUCE_COLUMNS
 #undef TFM__REDUCE_FOLD
 #undef TFM__REDUCE_PART
+#undef TFM__REDUCE_WIDE
 #undef TFM__REDZONE
 #undef TFM__ROTATE
 #undef TFM__ROTATE_GET

@@ -384,6 +384,25 @@ Test(reduce, empty_sets) {
     tfm_destroy(c);
 }
 
+Test(row_ops, no_rows_take_no_memory_however_long_they_are) {
+    tfm_ctx *c = context(1);
+    const tfm_tensor *t = tfm_empty(c, TFM_F32, TFM_SHAPE(0, (int64_t)1 << 40));
+    const tfm_tensor *h = tfm_empty(c, TFM_F16, TFM_SHAPE(0, (int64_t)1 << 59));
+    const tfm_tensor *ones = tfm_expand(c, tfm_full(c, TFM_F16, TFM_SHAPE(1), 1), TFM_SHAPE((int64_t)1 << 59));
+    tfm_tensor *sum;
+    tfm_norm_options o;
+    memset(&o, 0, sizeof o);
+    o.residual = h;
+    o.sum = &sum;
+    assert_shape(c, tfm_softmax(c, t, 1), TFM_SHAPE(0, (int64_t)1 << 40));
+    assert_shape(c, tfm_logsumexp(c, t, TFM_SHAPE(1), 0), TFM_SHAPE(0));
+    assert_shape(c, tfm_rms_norm(c, h, NULL, NULL), TFM_SHAPE(0, (int64_t)1 << 59));
+    assert_shape(c, tfm_layer_norm(c, h, ones, ones, &o), TFM_SHAPE(0, (int64_t)1 << 59));
+    assert_shape(c, tfm_topk(c, tfm_empty(c, TFM_F32, TFM_SHAPE(0, 0xffffffff)), 0xfffffff0, NULL),
+                 TFM_SHAPE(0, 0xfffffff0));
+    tfm_destroy(c);
+}
+
 Test(reduce, scalars_are_their_own_sum) {
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_full(c, TFM_F32, scalar_shape(), 3);
@@ -414,6 +433,40 @@ Test(reduce, logsumexp_of_infinities) {
         cr_assert(tfm_item(tfm_logsumexp(c, t, all_dims(), 0)) == HUGE_VAL);
         assert_ok(c, tfm_set(c, t, at, 1000));
         cr_assert(tfm_item(tfm_logsumexp(c, t, all_dims(), 0)) == 1000);
+    }
+}
+
+/* Of rows that lie side by side some are taken: a row has the bits that it has among all. */
+Test(reduce, a_row_has_the_bits_of_a_row_in_a_batch) {
+    TEST_EACH_ISA(c, 2) {
+        static tfm_tensor *(*const ops[])(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim) = {
+            tfm_sum, tfm_mean, tfm_max, tfm_min, tfm_logsumexp};
+        static const int64_t rows[] = {1, 2, 15, 16, 31}, lengths[] = {3, 200, 4001, 140000};
+        int op, i, j, way;
+        for (op = 0; op < 5; op++)
+            for (way = 0; way < 3; way++)
+                for (j = 0; j < (op ? 3 : 4); j++)
+                    for (i = 0; i < 5; i++) {
+                        const tfm_marker mark = tfm_mark(c);
+                        const int64_t n = lengths[j];
+                        tfm_tensor *x = way == 0 ? tfm_randn(c, TFM_SHAPE(32, n))
+                            : way == 1 ? tfm_transpose(c, tfm_randn(c, TFM_SHAPE(n, 32)), 0, 1)
+                                       : tfm_slice(c, tfm_randn(c, TFM_SHAPE(32, 2 * n)), 1, 0, 2 * n, 2);
+                        tfm_tensor *all = ops[op](c, x, TFM_SHAPE(1), 0);
+                        tfm_tensor *some = ops[op](c, tfm_narrow(c, x, 0, 1, rows[i]), TFM_SHAPE(1), 0);
+                        assert_same_tensor(c, tfm_narrow(c, all, 0, 1, rows[i]), some);
+                        tfm_rewind(c, mark);
+                    }
+    }
+}
+
+Test(reduce, the_largest_of_zeros_is_0_in_any_order) {
+    TEST_EACH_ISA(c, 1) {
+        static const float zeros[] = {0, -0.0f, -0.0f, 0, -0.0f, -0.0f};
+        const tfm_tensor *x = tfm_from(c, TFM_F32, TFM_SHAPE(3, 2), zeros), *y = tfm_zeros(c, TFM_SHAPE(3));
+        assert_same_tensor(c, tfm_max(c, x, TFM_SHAPE(1), 0), y);
+        assert_same_tensor(c, tfm_min(c, x, TFM_SHAPE(1), 0), y);
+        assert_same_tensor(c, tfm_max(c, tfm_transpose(c, x, 0, 1), TFM_SHAPE(0), 0), y);
     }
 }
 
@@ -515,6 +568,8 @@ Test(topk, is_sorted_and_stable) {
         }
         assert_refused(c, tfm_topk(c, tfm_ones(c, TFM_SHAPE(3)), 4, NULL), TFM_INVALID);
         assert_refused(c, tfm_topk(c, tfm_ones(c, TFM_SHAPE(3)), -1, NULL), TFM_INVALID);
+        assert_refused(c, tfm_topk(c, tfm_full(c, TFM_F32, scalar_shape(), 3), 0, NULL), TFM_INVALID);
+        cr_assert(tfm_item(tfm_topk(c, tfm_full(c, TFM_F32, scalar_shape(), 3), 1, NULL)) == 3);
         assert_refused(c, tfm_topk(c, tfm_full(c, TFM_I64, TFM_SHAPE(3), 1), 1, NULL), TFM_INVALID);
     }
 }

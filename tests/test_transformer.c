@@ -598,6 +598,22 @@ Test(pool, follows_lengths) {
     }
 }
 
+Test(pool, a_row_alone_has_the_bits_of_a_row_in_a_padded_batch) {
+    static const int64_t lengths[] = {100, 77, 33}, sizes[] = {3, 16, 70};
+    tfm_ctx *c = context_of(1);
+    int i, b, pooling;
+    for (i = 0; i < 3; i++)
+        for (pooling = 0; pooling < 4; pooling++) {
+            const tfm_tensor *x = tfm_randn(c, TFM_SHAPE(3, 100, sizes[i])), *n = tfm_from(c, TFM_I64, TFM_SHAPE(3), lengths);
+            const tfm_tensor *all = tfm_pool(c, x, n, pooling);
+            for (b = 0; b < 3; b++) {
+                const tfm_tensor *alone = tfm_narrow(c, tfm_narrow(c, x, 0, b, 1), 1, 0, lengths[b]);
+                assert_same_values(c, tfm_pool(c, alone, NULL, pooling), tfm_narrow(c, all, 0, b, 1));
+            }
+        }
+    tfm_destroy(c);
+}
+
 Test(pool, halves_stay_halves_and_their_sums_do_not_overflow) {
     static const int64_t counts[] = {15};
     tfm_ctx *c = context_of(1);
