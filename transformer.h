@@ -299,8 +299,9 @@ TFM_API tfm_status tfm_status_of(const tfm_ctx *c);            /* the status of 
 TFM_API const char *tfm_status_name(tfm_status status);        /* "ok", "invalid", ... */
 TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the error and a pending tfm_cancel */
 
-/* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED. Safe from any thread
- * and from a signal handler. */
+/* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED and leaves parameters and
+ * sessions as they were. What changes a cache is done whole: then the next call fails. Safe from any thread and from a
+ * signal handler. */
 TFM_API void tfm_cancel(tfm_ctx *c);
 
 /* The instruction set in use: "scalar", "neon", "avx2", "avx512". */
@@ -1094,7 +1095,7 @@ TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *hea
 typedef struct tfm_session_options {
     int cache_dtype;                   /* TFM_F32, TFM_F16, TFM_BF16 */
     int64_t batch;                     /* 0: 1 */
-    int64_t capacity;                  /* positions per row; 0: the model's max_length */
+    int64_t capacity;                  /* positions per row; 0: max_length, or of learned positions what is there */
     int64_t source_capacity;           /* encoder-decoder: source positions per row; 0: capacity */
 } tfm_session_options;
 /* All memory of the caches is taken here. options NULL: one row, f32, the model's max_length. Not for encoder-only
@@ -8094,6 +8095,7 @@ typedef struct tfm__op {
     const tfm_tensor *const *list;               /* tfm_cat, tfm_stack: inputs instead */
     int list_count;
     int has_temporary;
+    int whole;                                   /* done whole by the caller: a cancel waits for the next op */
     tfm_marker mark;                             /* where the temporaries begin */
     tfm_tensor *result;                          /* the one that is recorded */
     double attr[TFM__OP_ATTRS];                  /* for the backward pass */
@@ -8195,7 +8197,8 @@ static tfm_tensor *tfm__record(tfm__op *o, tfm_tensor *y) {
 
 static tfm_tensor *tfm__leave(tfm__op *o, tfm_tensor *y) {
     tfm_ctx *const c = o->c;
-    if (tfm__cancelled(c) && !tfm__failed(c)) tfm__fail(c, TFM_CANCELLED, "%s: cancelled", tfm__op_name(o));
+    if (tfm__cancelled(c) && !o->whole && !tfm__failed(c))
+        tfm__fail(c, TFM_CANCELLED, "%s: cancelled", tfm__op_name(o));
     if (o->has_temporary) (void)tfm__rewind(c, o->mark);
     if (tfm__failed(c)) y = NULL;
     if (y && o->requires_grad && y == o->result && tfm__is_float(y->dtype)) y = tfm__record(o, y);
@@ -13709,6 +13712,7 @@ TFM_API tfm_cache *tfm_cache_create(tfm_ctx *c, const tfm_cache_options *options
     tfm__op o;
     tfm_cache *cache = NULL;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_CREATE, 0)) return NULL;
+    o.whole = 1;
     if (options) {
         cache = tfm__cache_make(&o, options);
     } else {
@@ -13856,7 +13860,7 @@ static int tfm__cache_check_append(tfm__op *o, const tfm_cache *cache, int64_t l
                         (long long)k->shape[2]);
             return 0;
         }
-        if (count <= cache->capacity - held) continue;
+        if (count <= cache->capacity - held || (counts && !o->run)) continue; /* a measurement does not know counts */
         tfm__reject(o, "row %lld of layer %lld is full: capacity %lld, length %lld, %lld more wanted "
                     "(tfm_cache_slide makes room)",
                     (long long)row, (long long)layer, (long long)cache->capacity, (long long)held, (long long)count);
@@ -13890,7 +13894,8 @@ TFM_API tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer,
     for (row = 0; tfm__cache_writes(&o, cache) && !tfm__cancelled(c) && row < cache->batch; ++row) {
         const int64_t at = tfm__cache_at(cache, layer, row);
         cache->start[at] = cache->length[at];
-        cache->length[at] += tfm__cache_count(o.run ? counts : NULL, row, a.most);
+        cache->length[at] = tfm__min64(cache->length[at] + tfm__cache_count(o.run ? counts : NULL, row, a.most),
+                                       cache->capacity);
     }
     return tfm__leave_status(&o);
 }
@@ -13942,6 +13947,7 @@ TFM_API tfm_status tfm_cache_truncate(tfm_ctx *c, tfm_cache *cache, int64_t row,
     tfm__op o;
     int64_t layer, b;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_TRUNCATE, 0)) return tfm__refused(c);
+    o.whole = 1;
     if (!tfm__cache_check(&o, cache, 0)) return tfm__refused(c);
     if (row < -1 || row >= cache->batch || length < 0) {
         tfm__reject(&o, "row is %lld, length %lld: expected a row below %lld or -1 for all, and a length of at least 0",
@@ -13992,6 +13998,7 @@ TFM_API tfm_status tfm_cache_slide(tfm_ctx *c, tfm_cache *cache, int64_t count) 
     tfm__op o;
     int64_t i, head;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_SLIDE, 0)) return tfm__refused(c);
+    o.whole = 1;
     if (!tfm__cache_check(&o, cache, 0)) return tfm__refused(c);
     if (count < 0) {
         tfm__reject(&o, "count is %lld: expected at least 0", (long long)count);
@@ -14112,6 +14119,7 @@ TFM_API tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, const int64_t
     tfm__op o;
     int64_t *from, *users;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_REORDER, 0)) return tfm__refused(c);
+    o.whole = 1;
     if (!tfm__cache_check(&o, cache, 0) || !tfm__cache_check_rows(&o, cache, rows, count, cache->batch)) {
         return tfm__refused(c);
     }
@@ -14143,6 +14151,7 @@ TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int6
     tfm_cache_options options;
     int64_t i;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_FORK, 0)) return NULL;
+    o.whole = 1;
     if (!tfm__cache_check(&o, cache, 0) || !tfm__cache_check_rows(&o, cache, rows, count, tfm__max64(count, 1))) {
         return NULL;
     }
@@ -14278,6 +14287,7 @@ TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size) 
     const char *p = (const char *)buffer, *wrong;
     int64_t i, head;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_LOAD, 0)) return NULL;
+    o.whole = 1;
     wrong = tfm__cache_read_header(p, size, &options);
     if (wrong) {
         tfm__reject_as(&o, TFM_FORMAT, "not a saved cache of %lld bytes: %s", (long long)size, wrong);
@@ -14999,6 +15009,22 @@ static tfm_tensor *tfm__params_get(tfm_ctx *c, tfm_params *p, const char *name, 
     return &q->tensor;
 }
 
+static void tfm__param_release(tfm__param *q) {
+    if (!q->slab) tfm__free_to(&q->store->allocator, q->block);
+    else if (--q->slab->live == 0) tfm__free_to(&q->store->allocator, q->slab);
+    q->slab = NULL;
+}
+
+/* Takes back the parameter that was published last. */
+static void tfm__param_withdraw(tfm_params *p, tfm__param *q) {
+    int64_t i = (int64_t)(q->hash & (uint64_t)(p->slot_count - 1));
+    while (p->slots[i] != (int32_t)p->count) i = (i + 1) & (p->slot_count - 1);
+    p->slots[i] = 0; /* nothing was put behind it */
+    p->count--;
+    tfm__param_release(q);
+    tfm__free_to(&p->allocator, q);
+}
+
 /* Memory of somebody else as a new parameter. */
 static tfm_tensor *tfm__params_adopt(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
                                      const void *data) {
@@ -15065,12 +15091,6 @@ static void tfm__param_rows(const tfm_tensor *t, int64_t row, int64_t rows, void
         else
             for (k = 0; k < n; k++, to += 2) memcpy(to, from + k * TFM__PANEL * 2, 2);
     }
-}
-
-static void tfm__param_release(tfm__param *q) {
-    if (!q->slab) tfm__free_to(&q->store->allocator, q->block);
-    else if (--q->slab->live == 0) tfm__free_to(&q->store->allocator, q->slab);
-    q->slab = NULL;
 }
 
 /* Gives q another block: the old one is freed when it was the store's. */
@@ -15150,6 +15170,11 @@ static tfm_status tfm__param_pack(tfm_ctx *c, tfm__param *q) {
     job.panels = slab ? (char *)slab + slab->used : (char *)tfm__params_block(c, q->store, q->name, bytes, 1);
     if (!job.panels) return TFM_OOM;
     tfm__for(c, tfm__ceil_div(q->tensor.shape[0], TFM__PANEL), 4, (double)bytes, tfm__pack_task, &job);
+    if (tfm__cancelled(c)) { /* the plain form stays: the panels are not whole */
+        if (!slab) tfm__free_to(&q->store->allocator, job.panels);
+        else if (!slab->live) tfm__free_to(&q->store->allocator, slab);
+        return tfm__fail(c, TFM_CANCELLED, "tfm_params_prepare: cancelled");
+    }
     tfm__param_replace(q, job.panels, bytes, TFM_PANELS);
     q->slab = slab;
     if (slab) {
@@ -15180,9 +15205,9 @@ static TFM__UNUSED tfm_tensor *tfm__param_reset(tfm_ctx *c, tfm_params *p, tfm__
     const int64_t bytes = tfm_numel(&q->tensor) * tfm_dtype_size(dtype);
     void *block = bytes ? tfm__params_block(c, p, q->name, bytes, 1) : NULL;
     if (bytes && !block) return NULL;
+    tfm__param_replace(q, block, bytes, TFM_STRIDED);
     q->tensor.dtype = dtype;
     q->tensor.bytes = bytes;
-    tfm__param_replace(q, block, bytes, TFM_STRIDED);
     return &q->tensor;
 }
 
@@ -15242,9 +15267,13 @@ static tfm_status tfm__param_cast(tfm_ctx *c, tfm__param *q, int dtype) {
     j.to = bytes && j.from ? (char *)tfm__params_block(c, q->store, q->name, bytes, 1) : NULL;
     if (j.from && bytes && !j.to) return TFM_OOM;
     if (j.to) tfm__for(c, tfm__ceil_div(j.count, TFM__CAST_CHUNK), 16, (double)bytes, tfm__cast_task, &j);
+    if (tfm__cancelled(c)) {
+        if (j.to) tfm__free_to(&q->store->allocator, j.to);
+        return tfm__fail(c, TFM_CANCELLED, "tfm_params_cast: cancelled");
+    }
+    tfm__param_replace(q, j.to, bytes, layout); /* gives the old bytes back: they have the old size */
     t->bytes = tfm_numel(t) * tfm_dtype_size(dtype);
     t->dtype = dtype;
-    tfm__param_replace(q, j.to, bytes, layout);
     return TFM_OK;
 }
 
@@ -15483,6 +15512,11 @@ static tfm_tensor *tfm__make(const tfm__maker *m, const char *prefix, const char
     job.seed = c->seed;
     job.stream = init.kind == TFM__INIT_ONES ? 0 : tfm__random_stream(c);
     tfm__for(c, tfm__ceil_div(job.count, TFM__FILL_CHUNK), 1, 32.0 * (double)job.count, tfm__fill_task, &job);
+    if (tfm__cancelled(c)) { /* not filled: as if it had never been there, else the next init would bind it */
+        tfm__param_withdraw(m->p, q);
+        tfm__fail(c, TFM_CANCELLED, "initialisation of '%s': cancelled", path);
+        return NULL;
+    }
     return &q->tensor;
 }
 
@@ -16965,8 +16999,13 @@ static const char *tfm__transformer_fault(tfm_transformer_config *g) {
     if (!g->outputs) g->outputs = g->target_vocab ? g->target_vocab : g->tied_head ? tied : 0;
     if (g->tied_head && g->outputs != tied) return "tied_head: outputs differs from the size of the embedding";
     if (g->no_head) g->outputs = 0;
+    if (g->position == TFM_POSITION_LEARNED && g->position_start >= g->max_length)
+        return "position_start leaves none of max_length learned positions";
     if (g->position == TFM_POSITION_RELATIVE && (g->relative_buckets < 4 || g->relative_buckets % 2))
         return "relative_buckets must be even and at least 4";
+    if (g->position == TFM_POSITION_RELATIVE
+        && g->relative_max_distance <= (encoder_only ? g->relative_buckets / 4 : g->relative_buckets / 2))
+        return "relative_max_distance must be more than half of relative_buckets (encoder-only: a quarter)";
     return NULL;
 }
 
@@ -17138,7 +17177,7 @@ static tfm_tensor *tfm__learned_at(tfm_ctx *c, const tfm_tensor *table, const tf
         const int64_t from = places->starts ? places->starts[b] : places->start;
         const int64_t end =
             from + (counted ? tfm__id_at(counts->dtype, counts->data, b * counts->stride[0]) : places->length);
-        if (end <= most) continue;
+        if (end <= most || (counts && c->dry)) continue; /* a measurement does not know counts */
         tfm__fail(c, TFM_INVALID,
                   "learned positions: position %lld is asked for, but only %lld were learned (max_length)",
                   (long long)(end - 1), (long long)most);
@@ -17729,21 +17768,31 @@ TFM_API tfm_session *tfm_session_create(tfm_ctx *c, const tfm_transformer *model
     tfm_session_options o;
     tfm_cache_options self, cross;
     tfm_session *s = NULL;
+    int64_t room = 0; /* positions that the model knows */
     if (tfm__verb_begin(c)) return NULL;
     memset(&o, 0, sizeof o);
     if (options) o = *options;
     if (!o.batch) o.batch = 1;
+    if (model) room = model->config.max_length;
+    if (model && model->config.position == TFM_POSITION_LEARNED) room -= model->config.position_start;
     if (!model || !tfm__transformer_layers(model)) {
         tfm__fail(c, TFM_INVALID, "tfm_session_create: %s",
                   model ? "an encoder-only model does not generate" : "model is NULL");
     } else if (o.batch < 1 || o.capacity < 0 || o.source_capacity < 0) {
         tfm__fail(c, TFM_INVALID, "tfm_session_create: batch %lld, capacity %lld or source_capacity %lld is negative",
                   (long long)o.batch, (long long)o.capacity, (long long)o.source_capacity);
+    } else if (model->config.position == TFM_POSITION_LEARNED
+               && (room < 1 || o.capacity > room
+                   || (model->config.kind == TFM_ENCODER_DECODER && o.source_capacity > room))) {
+        tfm__fail(c, TFM_INVALID,
+                  "tfm_session_create: capacity %lld or source_capacity %lld, but %lld learned positions "
+                  "(max_length less position_start)",
+                  (long long)o.capacity, (long long)o.source_capacity, (long long)room);
     } else {
         s = tfm__session_new(c, model, o.batch);
     }
     if (s) {
-        s->capacity = o.capacity ? o.capacity : model->config.max_length;
+        s->capacity = o.capacity ? o.capacity : room;
         s->source_capacity = o.source_capacity ? o.source_capacity : s->capacity;
         tfm__transformer_caches(&model->config, s->batch, s->capacity, s->source_capacity, o.cache_dtype, &self,
                                 &cross);
@@ -17874,7 +17923,7 @@ static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor
                       (long long)n, (long long)ids->shape[1]);
             return NULL;
         }
-        if (n > s->capacity - s->before[b]) {
+        if (n > s->capacity - s->before[b] && !(counts && c->dry)) { /* a measurement does not know counts */
             tfm__fail(c, TFM_INVALID, "tfm_session_feed: row %lld holds %lld of %lld positions: %lld more do not fit",
                       (long long)b, (long long)s->before[b], (long long)s->capacity, (long long)n);
             return NULL;
@@ -17994,6 +18043,7 @@ static int tfm__ids_in(tfm_ctx *c, const char *what, const int64_t *ids, int64_t
 
 static int tfm__sampling_ok(tfm_ctx *c, const tfm_sampling *s, int64_t vocab) {
     const char *bad = NULL;
+    int64_t i;
     if (!(s->temperature >= 0) || tfm__isinf(s->temperature)) bad = "temperature is not a number from 0 on";
     else if (s->top_k < 0) bad = "top_k is negative";
     else if (!(s->top_p >= 0 && s->top_p <= 1)) bad = "top_p is not in [0, 1]";
@@ -18002,6 +18052,8 @@ static int tfm__sampling_ok(tfm_ctx *c, const tfm_sampling *s, int64_t vocab) {
     else if (tfm__isnan(s->frequency_penalty) || tfm__isnan(s->presence_penalty)) bad = "a penalty is NaN";
     else if (s->penalty_window < 0) bad = "penalty_window is negative";
     else if (s->bias_count && !s->bias) bad = "bias is NULL";
+    for (i = 0; !bad && i < s->bias_count; i++)
+        if (tfm__isnan(s->bias[i])) bad = "a bias is NaN";
     if (bad) tfm__fail(c, TFM_INVALID, "sampling: %s", bad);
     return !bad && tfm__ids_in(c, "sampling: bias_ids", s->bias_ids, s->bias_count, vocab) &&
            tfm__ids_in(c, "sampling: banned", s->banned, s->banned_count, vocab);
@@ -18031,6 +18083,11 @@ static int tfm__score_less(const void *user, int64_t a, int64_t b) {
     return x[a] < x[b] || (x[a] == x[b] && a > b);
 }
 
+/* exp((score - top) / heat), and 1 where both are +Inf. */
+static double tfm__score_weight(float score, double top, double heat) {
+    return (double)score == top ? 1.0 : exp(((double)score - top) / heat);
+}
+
 /* Draws from softmax(scores / temperature) cut by top-k, top-p and min-p. Candidates leave a heap in descending
  * order only as far as the cuts need them. -1: there is none. */
 static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
@@ -18049,7 +18106,7 @@ static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
     if (cut) {
         for (i = count / 2 - 1; i >= 0; i--) tfm__sift(h->order, i, count, tfm__score_less, h->scores);
         if (!s->top_k)
-            for (i = 0; i < count; i++) mass += exp(((double)h->scores[h->order[i]] - top) / heat);
+            for (i = 0; i < count; i++) mass += tfm__score_weight(h->scores[h->order[i]], top, heat);
         for (i = count; i > 0 && kept < most; kept++) { /* the best go to the end of the list */
             const int64_t best = h->order[0];
             h->order[0] = h->order[--i];
@@ -18057,9 +18114,9 @@ static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
             h->order[i] = best;
         }
         if (s->top_k)
-            for (i = 0; i < kept; i++) mass += exp(((double)h->scores[h->order[count - 1 - i]] - top) / heat);
+            for (i = 0; i < kept; i++) mass += tfm__score_weight(h->scores[h->order[count - 1 - i]], top, heat);
         for (i = 0; i < kept; i++) {
-            const double weight = exp(((double)h->scores[h->order[count - 1 - i]] - top) / heat);
+            const double weight = tfm__score_weight(h->scores[h->order[count - 1 - i]], top, heat);
             if (i && ((s->top_p > 0 && s->top_p < 1 && sum >= (double)s->top_p * mass) || weight < (double)s->min_p))
                 break;
             sum += weight;
@@ -18067,13 +18124,13 @@ static int64_t tfm__draw(tfm__chooser *h, const tfm_sampling *s) {
         kept = i;
     } else {
         kept = count;
-        for (i = 0; i < count; i++) sum += exp(((double)h->scores[h->order[i]] - top) / heat);
+        for (i = 0; i < count; i++) sum += tfm__score_weight(h->scores[h->order[i]], top, heat);
     }
     tfm__random_bits(s->seed, h->stream ^ TFM__SAMPLE_STREAM, h->step, bits);
     u = ((double)(bits[0] >> 5) * 67108864.0 + (double)(bits[1] >> 6)) / 9007199254740992.0 * sum;
     for (i = 0; i < kept - 1; i++) {
         const int64_t id = h->order[cut ? count - 1 - i : i];
-        u -= exp(((double)h->scores[id] - top) / heat);
+        u -= tfm__score_weight(h->scores[id], top, heat);
         if (u < 0) return id;
     }
     return h->order[cut ? count - kept : kept - 1];
@@ -18140,6 +18197,7 @@ typedef struct tfm__stream {
     int64_t *ids;                      /* the prompt, then what is new */
     float *log_probabilities;
     int64_t prompt, count, limit;      /* ids of the prompt, new ids, and how many there may be */
+    int64_t first;                     /* position of the first new id */
     int64_t text_length;               /* bytes of text so far; the held ones count */
     char *held;                        /* the end of the text that may begin a stop string, and room for a piece */
     int64_t held_length, held_room;
@@ -18152,6 +18210,7 @@ typedef struct tfm__generator {
     tfm_session *s;
     const tfm_generate_options *o;
     int64_t rows, vocab, longest_stop;
+    int64_t most;                      /* new ids of the row that may have the most */
     float *logits;                     /* (rows, vocab): the latest of each row */
     tfm__stream *row;
     tfm__chooser choice;
@@ -18224,6 +18283,7 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
         const int64_t left = g->s->capacity - tfm_session_length(g->s, b) - prompts[b].count;
         r->reason = -1;
         r->prompt = prompts[b].count;
+        r->first = g->s->capacity - left;
         if (left < 0) {
             tfm__fail(c, TFM_INVALID, "tfm_generate: prompt %lld has %lld ids, the session has room for %lld",
                       (long long)b, (long long)r->prompt, (long long)(left + r->prompt));
@@ -18232,6 +18292,7 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
         r->limit = left + 1; /* the last id need not be fed */
         if (g->o->max_new) r->limit = tfm__min64(r->limit, g->o->max_new);
         if (c->dry) r->limit = tfm__min64(r->limit, 2); /* all steps are alike */
+        g->most = tfm__max64(g->most, r->limit);
         r->ids = (int64_t *)tfm__arena_meta(c, (r->prompt + r->limit) * (int64_t)sizeof *r->ids);
         r->log_probabilities = (float *)tfm__arena_meta(c, r->limit * (int64_t)sizeof(float));
         if (!r->ids || !r->log_probabilities) return 0;
@@ -18326,7 +18387,7 @@ static int tfm__generator_run(tfm__generator *g) {
             if (r->reason >= 0) continue;
             g->choice.row = b;
             g->choice.stream = r->stream;
-            g->choice.step = (uint64_t)r->count;
+            g->choice.step = (uint64_t)(r->first + r->count);
             if (!g->c->dry
                 && !tfm__pick_id(g->c, &g->choice, g->logits + b * g->vocab, &g->o->sampling, r->ids,
                                  r->prompt + r->count, &id, &log_probability))
@@ -18342,7 +18403,7 @@ static int tfm__generator_run(tfm__generator *g) {
             if (!take[b]) ids[b] = 0;
         }
         if (!tfm__generator_feed(g, ids, counts, 1, take)) return 0;
-        if (tfm__progress(g->c, "generating", step + 1, g->row[0].limit)) {
+        if (tfm__progress(g->c, "generating", step + 1, g->most)) {
             tfm__fail(g->c, TFM_CANCELLED, "tfm_generate: cancelled");
             return 0;
         }
@@ -18357,7 +18418,7 @@ static char *tfm__generator_text(tfm__generator *g, const tfm__stream *r) {
     for (i = 0; text && i < r->count && at < r->text_length; i++) {
         const int64_t *id = &r->ids[r->prompt + i];
         const char *piece = o->piece(o->piece_user, r->prompt + i ? id[-1] : -1, *id, &length);
-        length = tfm__min64(length, r->text_length - at);
+        length = piece ? tfm__min64(length, r->text_length - at) : 0;
         if (length > 0) memcpy(text + at, piece, (size_t)length);
         at += tfm__max64(length, 0);
     }
@@ -18383,6 +18444,15 @@ static int tfm__prompts_ok(tfm_ctx *c, const char *who, const tfm_session *s, co
             return 0;
         }
     return 1;
+}
+
+/* What comes out can go in: a head, and ids as input. */
+static int tfm__session_speaks(tfm_ctx *c, const char *who, const tfm_session *s) {
+    const tfm_transformer_config *g = &s->model.config;
+    if (g->outputs && g->target_vocab) return 1;
+    tfm__fail(c, TFM_INVALID, "%s: the model has no %s: it cannot generate ids", who,
+              g->outputs ? "target_vocab" : "head");
+    return 0;
 }
 
 static int tfm__generate_options_ok(tfm_ctx *c, const tfm_generate_options *o, int64_t vocab) {
@@ -18412,7 +18482,7 @@ TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *pr
     g.o = options ? options : &none;
     g.rows = count;
     g.vocab = s ? tfm__transformer_outputs(&s->model) : 0;
-    if (!tfm__prompts_ok(c, "tfm_generate", s, prompts, count, count, out)
+    if (!tfm__prompts_ok(c, "tfm_generate", s, prompts, count, count, out) || !tfm__session_speaks(c, "tfm_generate", s)
         || !tfm__generate_options_ok(c, g.o, g.vocab))
         return tfm__verb_end(c);
     memset(out, 0, (size_t)count * sizeof *out);
@@ -18705,6 +18775,7 @@ TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt 
     }
     q.g.rows = rows;
     if (!tfm__prompts_ok(c, "tfm_beam_search", s, prompts, count, rows, out)
+        || !tfm__session_speaks(c, "tfm_beam_search", s)
         || !tfm__ids_in(c, "tfm_beam_search: stop_ids", o.stop_ids, o.stop_id_count, INT64_MAX)
         || !tfm__ids_in(c, "tfm_beam_search: banned", o.banned, o.banned_count, q.g.vocab))
         return tfm__verb_end(c);
@@ -19984,6 +20055,7 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
     l.options = options ? options : &none;
     l.adopt = adopt && tfm__file_lasts(f);
     if (p->sizes_only) return tfm__fail(c, TFM_INVALID, "tfm_params_load: this store has no memory");
+    if (!tfm__params_usable(c, p, "tfm_params_load")) return tfm__status(c);
     if (!tfm__rules_ok(c, l.options)) return tfm__status(c);
     if (l.options->cast && !tfm__is_float(l.options->dtype))
         return tfm__fail(c, TFM_INVALID, "tfm_params_load: cast to f32, f16 or bf16 only");
@@ -20574,6 +20646,7 @@ static tfm_status tfm__llama2c_run(tfm__llama2c *l, tfm_transformer_config *conf
     int64_t layer, bytes = 0;
     int i;
     if (l->p->sizes_only) return tfm__fail(l->c, TFM_INVALID, "llama2.c: this store has no memory");
+    if (!tfm__params_usable(l->c, l->p, "tfm_llama2c_load")) return tfm__status(l->c);
     if (tfm__llama2c_head(l, config) != TFM_OK) return tfm__status(l->c);
     for (i = 0; i < l->parts; i++) {
         const struct tfm__llama2c_part *part = &tfm__llama2c_parts[i];

@@ -768,6 +768,182 @@ Test(generate, measuring_says_what_it_takes) {
     end(&u);
 }
 
+/* What rows hold and take is not known then: it may be less than all of them could. */
+Test(generate, measuring_a_ragged_batch_asks_for_no_more_room_than_there_is) {
+    static const int64_t counts[] = {30, 0}, ids[60] = {0};
+    setup u = begin_batch(2);
+    const tfm_prompt ragged[] = {{2, text}, {20, ids}};
+    tfm_generate_options g;
+    tfm_sequence out[2];
+    tfm_memory need;
+    memset(&g, 0, sizeof g);
+    g.max_new = 3;
+    assert_made(u.c, tfm_session_feed(u.c, u.s, tfm_from(u.c, TFM_I64, TFM_SHAPE(2, 30), ids),
+                                      tfm_from(u.c, TFM_I64, TFM_SHAPE(2), counts)));
+    tfm_measure_begin(u.c);
+    assert_ok(u.c, tfm_generate(u.c, u.s, ragged, 2, &g, out));
+    assert_ok(u.c, tfm_measure_end(u.c, &need));
+    assert_ok(u.c, tfm_generate(u.c, u.s, ragged, 2, &g, out));
+    end(&u);
+}
+
+/* Calls for an id each draw what one call for all of them draws. */
+Test(generate, draws_hang_on_the_position_not_on_the_call) {
+    setup u = begin_batch(1);
+    tfm_generate_options g;
+    tfm_sequence out;
+    int64_t ids[10], last = text[0];
+    int i;
+    memset(&g, 0, sizeof g);
+    g.sampling.temperature = 5;
+    g.sampling.seed = 5;
+    g.max_new = 10;
+    for (i = 0; i < 11; i++) {
+        const tfm_prompt prompt = {1, &last};
+        assert_ok(u.c, tfm_generate(u.c, u.s, &prompt, 1, &g, &out));
+        if (i == 0) {
+            memcpy(ids, out.ids, sizeof ids);
+            tfm_session_reset(u.s);
+            g.max_new = 1;
+            continue;
+        }
+        last = out.ids[0];
+        cr_expect_eq(last, ids[i - 1]);
+    }
+    end(&u);
+}
+
+static void infinite(void *user, int64_t row, float *logits, int64_t vocab) {
+    (void)user;
+    (void)row;
+    (void)vocab;
+    logits[3] = INFINITY;
+}
+
+Test(generate, an_infinite_score_wins_at_any_temperature) {
+    static const int64_t id = 3;
+    static const float nan_bias = NAN;
+    setup u = begin_batch(1);
+    tfm_generate_options g;
+    tfm_sequence out;
+    int way;
+    memset(&g, 0, sizeof g);
+    g.max_new = 1;
+    g.sampling.logits = infinite;
+    for (way = 0; way < 3; way++) {
+        g.sampling.temperature = way ? 1 : 0;
+        g.sampling.top_k = way == 2 ? 2 : 0;
+        tfm_session_reset(u.s);
+        assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out));
+        cr_expect_eq(out.ids[0], 3);
+    }
+    g.sampling.bias_ids = &id;
+    g.sampling.bias = &nan_bias;
+    g.sampling.bias_count = 1;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out), TFM_INVALID);
+    end(&u);
+}
+
+Test(generate, learned_positions_bound_the_session) {
+    setup u = begin_batch(1);
+    tfm_params *p = tfm_params_create(u.c);
+    tfm_transformer_config config;
+    tfm_transformer model;
+    tfm_session_options o;
+    tfm_session *s;
+    tfm_sequence out;
+    memset(&config, 0, sizeof config);
+    memset(&o, 0, sizeof o);
+    config.kind = TFM_DECODER_ONLY;
+    config.position = TFM_POSITION_LEARNED;
+    config.position_start = 2;
+    config.max_length = 8;
+    config.decoder_layers = 1;
+    config.target_vocab = VOCAB;
+    config.block.d_model = 16;
+    config.block.heads = 2;
+    config.block.d_ff = 16;
+    assert_ok(u.c, tfm_transformer_init(u.c, p, "", &config, &model));
+    s = tfm_session_create(u.c, &model, &o);
+    cr_assert_not_null(s, "%s", tfm_error(u.c));
+    assert_ok(u.c, tfm_generate(u.c, s, prompts, 1, NULL, &out));
+    cr_expect_eq(out.reason, TFM_STOP_CAPACITY);
+    cr_expect_eq(tfm_session_length(s, 0), 6);
+    tfm_session_destroy(s);
+    o.capacity = 7;
+    assert_refused(u.c, tfm_session_create(u.c, &model, &o), TFM_INVALID);
+    config.position_start = 8;
+    assert_verb_refused(u.c, tfm_transformer_init(u.c, p, "other", &config, &model), TFM_INVALID);
+    tfm_params_destroy(p);
+    end(&u);
+}
+
+Test(generate, needs_a_head) {
+    setup u = begin_batch(1);
+    tfm_params *p = tfm_params_create(u.c);
+    tfm_transformer_config config = u.model.config;
+    tfm_transformer model;
+    tfm_session *s;
+    tfm_sequence out;
+    config.no_head = 1;
+    assert_ok(u.c, tfm_transformer_init(u.c, p, "", &config, &model));
+    s = tfm_session_create(u.c, &model, NULL);
+    cr_assert_not_null(s, "%s", tfm_error(u.c));
+    assert_verb_refused(u.c, tfm_generate(u.c, s, prompts, 1, NULL, &out), TFM_INVALID);
+    tfm_session_destroy(s);
+    tfm_params_destroy(p);
+    end(&u);
+}
+
+/* A cancel comes before or after: two caches of one session never differ in it. */
+Test(session, verbs_of_a_session_are_done_whole) {
+    static const int64_t source[] = {1, 2, 3, 4, 5, 6}, ids[] = {1, 2, 3, 4}, swapped[] = {1, 0}, next[] = {7, 7};
+    tfm_ctx *c = tfm_create(NULL);
+    tfm_params *p = tfm_params_create(c);
+    tfm_transformer model;
+    tfm_session_options o;
+    tfm_session *s, *other;
+    tfm_tensor *a, *b;
+    memset(&o, 0, sizeof o);
+    o.batch = 2;
+    small_translator(c, p, &model);
+    s = tfm_session_create(c, &model, &o);
+    assert_ok(c, tfm_session_encode(c, s, tfm_from(c, TFM_I64, TFM_SHAPE(2, 3), source), NULL));
+    assert_made(c, tfm_session_feed(c, s, tfm_from(c, TFM_I64, TFM_SHAPE(2, 2), ids), NULL));
+    other = tfm_session_fork(c, s, swapped, 2);
+    cr_assert_not_null(other);
+    tfm_cancel(c);
+    (void)!tfm_session_reorder(c, s, swapped, 2);
+    tfm_clear(c);
+    a = tfm_session_feed(c, s, tfm_from(c, TFM_I64, TFM_SHAPE(2, 1), next), NULL);
+    b = tfm_session_feed(c, other, tfm_from(c, TFM_I64, TFM_SHAPE(2, 1), next), NULL);
+    assert_made(c, a);
+    assert_made(c, b);
+    assert_same_bytes(a->data, b->data, 2 * VOCAB * 4);
+    tfm_session_destroy(s);
+    tfm_session_destroy(other);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+static int never_past_the_total(void *user, const char *what, int64_t done, int64_t total) {
+    (void)user;
+    (void)what;
+    cr_expect_leq(done, total);
+    return 0;
+}
+
+Test(generate, progress_ends_at_its_total) {
+    tfm_options o;
+    setup u;
+    tfm_sequence out[2];
+    memset(&o, 0, sizeof o);
+    o.progress = never_past_the_total;
+    u = begin_with(2, &o);
+    assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out)); /* the second prompt is shorter */
+    end(&u);
+}
+
 static int stop_after(void *user, const char *what, int64_t done, int64_t total) {
     (void)what;
     (void)total;

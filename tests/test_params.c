@@ -35,6 +35,58 @@ Test(params, are_ordered_and_found_by_name) {
     tfm_destroy(c);
 }
 
+/* What is cancelled has not happened: no value is lost, nothing half made stays. */
+Test(params, a_cancel_leaves_them_as_they_were) {
+    enum { size = 512 };
+    tfm_ctx *c = context_of(1);
+    float *before = (float *)malloc(size * size * 4), *after = (float *)malloc(size * size * 4);
+    int way;
+    for (way = 0; way < 2; way++) {
+        tfm_params *p = tfm_params_create(c);
+        tfm_linear_layer layer;
+        assert_ok(c, tfm_linear_init(c, p, "l", size, size, 0, &layer));
+        assert_ok(c, tfm_read(c, layer.weight, before, size * size));
+        tfm_cancel(c);
+        cr_assert_eq(way ? tfm_params_cast(c, p, TFM_BF16) : tfm_params_prepare(c, p), TFM_CANCELLED);
+        tfm_clear(c);
+        assert_ok(c, tfm_read(c, tfm_params_find(p, "l.weight"), after, size * size));
+        assert_same_bytes(before, after, size * size * 4);
+        tfm_cancel(c);
+        cr_assert_eq(tfm_linear_init(c, p, "m", size, size, 0, &layer), TFM_CANCELLED);
+        tfm_clear(c);
+        cr_assert_null(tfm_params_find(p, "m.weight"));
+        assert_ok(c, tfm_linear_init(c, p, "m", size, size, 0, &layer));
+        assert_ok(c, tfm_read(c, layer.weight, after, size * size));
+        cr_assert(after[0] != 0 && after[size * size - 1] != 0);
+        assert_ok(c, tfm_params_prepare(c, p));
+        tfm_params_destroy(p);
+    }
+    free(before);
+    free(after);
+    tfm_destroy(c);
+}
+
+Test(params, a_measurement_loads_nothing_into_a_real_store) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_linear_layer layer;
+    tfm_memory need;
+    int64_t size;
+    void *file;
+    assert_ok(c, tfm_linear_init(c, p, "l", 8, 8, 0, &layer));
+    size = tfm_params_saved_size(p);
+    file = malloc((size_t)size);
+    assert_ok(c, tfm_params_save_memory(c, p, file, size));
+    tfm_measure_begin(c);
+    cr_assert_eq(tfm_params_load_memory(c, p, file, size, NULL), TFM_INVALID);
+    (void)!tfm_measure_end(c, &need);
+    tfm_clear(c);
+    assert_ok(c, tfm_params_load_memory(c, p, file, size, NULL));
+    free(file);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
 Test(params, new_ones_are_zero_and_old_ones_are_bound) {
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
