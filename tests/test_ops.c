@@ -441,22 +441,24 @@ Test(reduce, a_row_has_the_bits_of_a_row_in_a_batch) {
     TEST_EACH_ISA(c, 2) {
         static tfm_tensor *(*const ops[])(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim) = {
             tfm_sum, tfm_mean, tfm_max, tfm_min, tfm_logsumexp};
-        static const int64_t rows[] = {1, 2, 15, 16, 31}, lengths[] = {3, 200, 4001, 140000};
+        static const int64_t rows[] = {1, 2, 15, 16, 31}, lengths[] = {3, 200, 1001, 140000}; /* the last one in parts */
         int op, i, j, way;
-        for (op = 0; op < 5; op++)
-            for (way = 0; way < 3; way++)
-                for (j = 0; j < (op ? 3 : 4); j++)
+        for (way = 0; way < 3; way++)
+            for (j = 0; j < (way == 1 && !test_quick() ? 4 : 3); j++) {
+                const tfm_marker mark = tfm_mark(c);
+                const int64_t n = lengths[j];
+                tfm_tensor *x = way == 0 ? tfm_randn(c, TFM_SHAPE(32, n))
+                    : way == 1 ? tfm_transpose(c, tfm_randn(c, TFM_SHAPE(n, 32)), 0, 1)
+                               : tfm_slice(c, tfm_randn(c, TFM_SHAPE(32, 2 * n)), 1, 0, 2 * n, 2);
+                for (op = 0; op < (j == 3 ? 1 : 5); op++) {
+                    tfm_tensor *all = ops[op](c, x, TFM_SHAPE(1), 0);
                     for (i = 0; i < 5; i++) {
-                        const tfm_marker mark = tfm_mark(c);
-                        const int64_t n = lengths[j];
-                        tfm_tensor *x = way == 0 ? tfm_randn(c, TFM_SHAPE(32, n))
-                            : way == 1 ? tfm_transpose(c, tfm_randn(c, TFM_SHAPE(n, 32)), 0, 1)
-                                       : tfm_slice(c, tfm_randn(c, TFM_SHAPE(32, 2 * n)), 1, 0, 2 * n, 2);
-                        tfm_tensor *all = ops[op](c, x, TFM_SHAPE(1), 0);
                         tfm_tensor *some = ops[op](c, tfm_narrow(c, x, 0, 1, rows[i]), TFM_SHAPE(1), 0);
                         assert_same_tensor(c, tfm_narrow(c, all, 0, 1, rows[i]), some);
-                        tfm_rewind(c, mark);
                     }
+                }
+                tfm_rewind(c, mark);
+            }
     }
 }
 
