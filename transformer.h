@@ -299,9 +299,9 @@ TFM_API tfm_status tfm_status_of(const tfm_ctx *c);            /* the status of 
 TFM_API const char *tfm_status_name(tfm_status status);        /* "ok", "invalid", ... */
 TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the error and a pending tfm_cancel */
 
-/* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED and leaves parameters and
- * sessions as they were. What changes a cache is done whole: then the next call fails. Safe from any thread and from a
- * signal handler. */
+/* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED. Preparing, casting and
+ * initialising parameters lose no value by it; caches are cut, slid, reordered and copied whole: then the next call
+ * fails. Safe from any thread and from a signal handler. */
 TFM_API void tfm_cancel(tfm_ctx *c);
 
 /* The instruction set in use: "scalar", "neon", "avx2", "avx512". */
@@ -10311,13 +10311,17 @@ typedef struct tfm__reduction {
     int dst_dtype;
     int64_t parts, part_rows;    /* parts of an output: part_rows rows each; 0: TFM__REDUCE_PART elements of one row */
     double *part;                /* [output][part] when there is more than one */
-    int apart;                   /* outputs lie closer than what is reduced */
+    int apart;                   /* outputs lie closer than what is reduced; of a single one its stride says so */
     int64_t blocks;              /* column blocks */
     tfm__lanes lanes;
 } tfm__reduction;
 
+static int tfm__reduce_adds(int what) {
+    return what == TFM__SUM || what == TFM__MEAN;
+}
+
 static double tfm__reduce_pair(int what, double a, double b) {
-    if (what == TFM__SUM || what == TFM__MEAN) return a + b;
+    if (tfm__reduce_adds(what)) return a + b;
     if (a != a) return a;
     if (b != b) return b;
     return (what == TFM__MAX) == (b > a) ? b : a;
@@ -10400,7 +10404,7 @@ static void tfm__reduce_part(const tfm__reduction *r, int64_t part, int64_t *row
 static void tfm__reduce_rows_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__reduction *const r = (const tfm__reduction *)arg;
     const tfm__walk *const g = &r->gone;
-    const int fold = r->apart && (r->what == TFM__SUM || r->what == TFM__MEAN);
+    const int fold = r->apart && tfm__reduce_adds(r->what);
     int64_t item, row, last, first, past;
     tfm__cursor out, at;
     (void)slot;
@@ -10435,7 +10439,7 @@ static void tfm__reduce_rows_task(void *arg, int64_t begin, int64_t end, int slo
 static void tfm__reduce_columns_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__reduction *const r = (const tfm__reduction *)arg;
     const tfm__walk *const g = &r->gone;
-    const int pairs = tfm__reductions[r->what].pairs, sum = r->what == TFM__SUM || r->what == TFM__MEAN;
+    const int pairs = tfm__reductions[r->what].pairs, sum = tfm__reduce_adds(r->what);
     float tile[TFM__REDUCE_COLUMNS], part[TFM__REDUCE_COLUMNS];
     double all[TFM__REDUCE_COLUMNS], total[TFM__REDUCE_COLUMNS];
     int64_t item, p, row, last, first, past, i, j;
@@ -17769,21 +17773,21 @@ TFM_API tfm_session *tfm_session_create(tfm_ctx *c, const tfm_transformer *model
     tfm_cache_options self, cross;
     tfm_session *s = NULL;
     int64_t room = 0; /* positions that the model knows */
+    int learned;
     if (tfm__verb_begin(c)) return NULL;
     memset(&o, 0, sizeof o);
     if (options) o = *options;
     if (!o.batch) o.batch = 1;
-    if (model) room = model->config.max_length;
-    if (model && model->config.position == TFM_POSITION_LEARNED) room -= model->config.position_start;
+    learned = model && model->config.position == TFM_POSITION_LEARNED;
+    if (model) room = model->config.max_length - (learned ? model->config.position_start : 0);
     if (!model || !tfm__transformer_layers(model)) {
         tfm__fail(c, TFM_INVALID, "tfm_session_create: %s",
                   model ? "an encoder-only model does not generate" : "model is NULL");
     } else if (o.batch < 1 || o.capacity < 0 || o.source_capacity < 0) {
         tfm__fail(c, TFM_INVALID, "tfm_session_create: batch %lld, capacity %lld or source_capacity %lld is negative",
                   (long long)o.batch, (long long)o.capacity, (long long)o.source_capacity);
-    } else if (model->config.position == TFM_POSITION_LEARNED
-               && (room < 1 || o.capacity > room
-                   || (model->config.kind == TFM_ENCODER_DECODER && o.source_capacity > room))) {
+    } else if (learned && (room < 1 || o.capacity > room
+                           || (model->config.kind == TFM_ENCODER_DECODER && o.source_capacity > room))) {
         tfm__fail(c, TFM_INVALID,
                   "tfm_session_create: capacity %lld or source_capacity %lld, but %lld learned positions "
                   "(max_length less position_start)",

@@ -295,7 +295,7 @@ Test(attention, few_keys_have_the_bits_of_the_same_keys_among_others) {
     }
 }
 
-/* Row 8 and later sum up to what is below all numbers; beside longer rows the sum goes on to keys of weight 0. */
+/* Sums of the smallest numbers there are: some underflow to -0, and beside longer rows go on to keys of weight 0. */
 Test(attention, a_sum_that_underflows_has_the_sign_it_has_alone) {
     TEST_EACH_ISA(c, 1) {
         const int64_t L = 20;
