@@ -92,7 +92,11 @@ def main():
     for core in CORES:
         loops = [[f"fmla v{i}.4s, v30.4s, v31.{form}" for i in range(24)] + ["subs x0, x0, #1", "b.ne 0 <loop>"]
                  for form in ("4s", "s[0]")]  # models price the two forms differently
-        peak[core] = max(24 / cycles(mca, core, loop) for loop in loops)
+        try:
+            peak[core] = max(24 / cycles(mca, core, loop) for loop in loops)
+        except subprocess.CalledProcessError:
+            print(f"neon-report: {mca} does not know {core}: a newer one is needed (llvm-19)")
+            sys.exit(0)
     if not arguments.json:
         print(f"{'kernel (its hot loop)':30} instructions  FMAs" + "".join(f"{c:>16}" for c in CORES))
         print(f"{'':30} {'FMAs a cycle at most:':>18}" + "".join(f"{peak[c]:16.2f}" for c in CORES))
