@@ -1064,7 +1064,8 @@ static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols,
     int64_t i, j, strip, width;
     for (i = 0; i < span; i++) set_element(src, from, i, normal());
     fill_value(packed, strips * tile * depth, (float)NAN);
-    k->pack_strips(packed, src, from, col_step, k_step, cols, depth);
+    k->pack_strips(packed, src, from, col_step, k_step, cols, depth, strips / 2, strips);
+    k->pack_strips(packed, src, from, col_step, k_step, cols, depth, 0, strips / 2); /* writes nothing into the next */
     for (width = KEY_PANEL; width >= PANEL; width -= KEY_PANEL - PANEL) {
         memset(dst, 0x55, (size_t)(wide * depth * float_size(to)));
         k->pack_panels(dst, to, width, src, from, col_step, k_step, cols, depth);
@@ -1163,7 +1164,7 @@ static product make_product(const tfm__kernels *k, int64_t m, int64_t n, int64_t
     }
     if (bias) fill_normal(p.bias, n);
     k->pack_panels(p.panels, dtype, PANEL, p.b, dtype, depth, 1, n, depth);
-    k->pack_strips(p.strips, p.a, TFM_F32, p.a_row, 1, m, depth);
+    k->pack_strips(p.strips, p.a, TFM_F32, p.a_row, 1, m, depth, 0, (m + k->tile_rows - 1) / k->tile_rows);
     return p;
 }
 
@@ -1322,8 +1323,8 @@ Test(kernels, a_product_cut_at_every_block_edge_has_the_bits_of_the_whole) {
                     g.depth = depth - i < bk ? depth - i : bk;
                     g.accumulate = i > 0;
                     g.finish = i + g.depth == depth;
-                    k->pack_strips(p.strips, p.a + r * p.a_row + i, TFM_F32, p.a_row, 1, g.rows, g.depth);
                     g.a = p.strips, g.strips = (g.rows + tile - 1) / tile, g.a_row = tile * g.depth;
+                    k->pack_strips(p.strips, p.a + r * p.a_row + i, TFM_F32, p.a_row, 1, g.rows, g.depth, 0, g.strips);
                     g.b = (const float *)p.panels + j * depth + i * PANEL;
                     g.bias = p.bias + j;
                     k->gemm(&g);
@@ -1364,7 +1365,7 @@ Test(kernels, nan_and_infinity_reach_their_row_and_column_and_no_other) {
                 int64_t r, j;
                 p.a[row * p.a_row + at] = poison;
                 set_element(p.panels, p.dtype, (col / PANEL * depth + (at + 1) % depth) * PANEL + col % PANEL, poison);
-                k->pack_strips(p.strips, p.a, TFM_F32, p.a_row, 1, m, depth);
+                k->pack_strips(p.strips, p.a, TFM_F32, p.a_row, 1, m, depth, 0, (m + k->tile_rows - 1) / k->tile_rows);
                 if (packed && p.dtype == TFM_F32) g.a = p.strips, g.strips = 3, g.a_row = k->tile_rows * depth;
                 k->gemm(&g);
                 for (r = 0; r < m; r++)
