@@ -60,14 +60,17 @@ neon-report:
 
 # ---- tests ------------------------------------------------------------------------------------------------------------
 # A test program is the implementation, compiled once as the configuration under test says, the tests that hold their own
-# private copy of it (they define TFM_STATIC), and the objects of all other tests, which see declarations only and are
-# therefore shared by all configurations of one kind.
+# private copy of it (they define TFM_STATIC; one copy for all that leave nothing out of it), and the objects of all other
+# tests, which see declarations only and are therefore shared by all configurations of one kind.
 
 TESTS := $(if $(AREAS),$(AREAS:%=tests/test_%.c),$(wildcard tests/test_*.c))
 PRIVATE := $(if $(TESTS),$(notdir $(basename $(shell grep -l '^\#define TFM_STATIC' $(TESTS)))))
 SHARED := $(filter-out $(PRIVATE),$(notdir $(basename $(TESTS))))
 space := $(subst ,, )
 PROGRAM := tests$(if $(AREAS),-$(subst $(space),-,$(strip $(AREAS))))
+ALONE := $(if $(PRIVATE),$(notdir $(basename $(shell grep -l '^\#define TFM_NO_' $(PRIVATE:%=tests/%.c)))))
+TOGETHER := $(filter-out $(ALONE),$(PRIVATE))
+PRIVATE_OBJECTS := $(ALONE) $(if $(TOGETHER),private-$(PROGRAM))
 FILTERS := $(foreach f,$(FILTER),'$(f)')
 HARNESS := tests/test.h tests/mini_criterion.h
 
@@ -85,12 +88,16 @@ define configuration
 build/$(1)/impl.o build/$(1)/isas.o: build/$(1)/%.o: tests/%.c $(HEADER)
 	@mkdir -p $$(@D)
 	$$(Q)$(3) -I. -c $$< -o $$@
-$$(PRIVATE:%=build/$(1)/%.o): build/$(1)/%.o: tests/%.c $(HEADER) $(HARNESS)
+$$(ALONE:%=build/$(1)/%.o): build/$(1)/%.o: tests/%.c $(HEADER) $(HARNESS)
 	@mkdir -p $$(@D)
 	$$(Q)$(3) $(4) -I. -c $$< -o $$@
+build/$(1)/private-$(PROGRAM).o: $$(TOGETHER:%=tests/%.c) $(HEADER) $(HARNESS) tests/kernel_helpers.h
+	@mkdir -p $$(@D)
+	@printf '#include "%s"\n' $$(TOGETHER:%=tests/%.c) >$$(@:.o=.c)
+	$$(Q)$(3) $(4) -I. -c $$(@:.o=.c) -o $$@
 build/$(1)/isas$(6): build/$(1)/isas.o build/$(1)/impl.o
 	$$(Q)$(3) $$^ -o $$@ -lm
-build/$(1)/$(PROGRAM)$(6): build/$(1)/impl.o $(if $(7),,$$(PRIVATE:%=build/$(1)/%.o)) $$(OBJECTS_$(2)) | build/$(1)/isas$(6)
+build/$(1)/$(PROGRAM)$(6): build/$(1)/impl.o $(if $(7),,$$(PRIVATE_OBJECTS:%=build/$(1)/%.o)) $$(OBJECTS_$(2)) | build/$(1)/isas$(6)
 	@echo "  build $$@"
 	$$(Q)$(3) $$^ -o $$@ $(5) -lm
 endef

@@ -12,6 +12,8 @@
 
 #include "test.h"
 
+enum { PANEL = 16, KEY_PANEL = 64 }; /* of chapter 4 */
+
 /* A passing cr_assert costs a message to Criterion: loops over elements speak only when they fail. */
 #define CHECK(condition, ...) \
     do { \

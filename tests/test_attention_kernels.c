@@ -6,7 +6,7 @@
 
 #include "kernel_helpers.h"
 
-enum { PANEL = 16, KEY_PANEL = 64, BLOCK = 128, ROWS = 48 }; /* of chapter 4 */
+enum { BLOCK = 128, ROWS = 48 }; /* of chapter 4 */
 
 /* -- one tile ------------------------------------------------------------------------------------------------------ */
 

@@ -8,7 +8,7 @@
 
 #include <stddef.h>
 
-enum { PANEL = 16, KEY_PANEL = 64, ATTENTION_ROWS = 48, TOGETHER = 33, SHORT_ROW = 1024 }; /* of chapter 4 */
+enum { ATTENTION_ROWS = 48, TOGETHER = 33, SHORT_ROW = 1024 }; /* of chapter 4 */
 
 static void softmax_row(const tfm__kernels *k, float *y, const float *x, int64_t n, int log_form) {
     tfm__softmax_row row;
