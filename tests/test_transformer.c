@@ -475,6 +475,42 @@ Test(transformer, every_failing_allocation_is_an_error_and_no_leak) {
 }
 
 /* A (length, batch, size) tensor seen batch first: read where it lies. */
+/* The init after one that failed binds what that one left in the store. */
+Test(transformer, alibi_slopes_survive_an_init_that_failed) {
+    tfm_transformer_config g = small(TFM_DECODER_ONLY, TFM_POSITION_ALIBI);
+    int64_t n;
+    int way, failed = 0;
+    for (way = 0; way < 2; way++)
+        for (n = 0, failed = 1; failed && n < (way ? 1 : 1000); n++) {
+            test_memory m = test_memory_new();
+            tfm_options options;
+            tfm_ctx *c;
+            tfm_params *p;
+            tfm_transformer t;
+            tfm_embedding_layer e;
+            memset(&options, 0, sizeof options);
+            options.threads = 1;
+            options.allocator = test_allocator(&m);
+            c = tfm_create(&options);
+            p = tfm_params_create(c);
+            assert_ok(c, tfm_embedding_init(c, p, "tgt_embedding", 35, 24, &e));
+            if (way) {
+                tfm_cancel(c);
+            } else {
+                m.fail_at = m.calls + n;
+                m.fail_on = 1;
+            }
+            failed = tfm_transformer_init(c, p, "", &g, &t) != TFM_OK;
+            m.fail_at = -1;
+            tfm_clear(c);
+            assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
+            assert_same_values(c, t.alibi, tfm_alibi_slopes(c, 4));
+            tfm_params_destroy(p);
+            tfm_destroy(c);
+        }
+    cr_assert(failed, "the cancel was not seen");
+}
+
 Test(transformer, inputs_of_any_strides) {
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
