@@ -14465,8 +14465,10 @@ static int tfm__heat_finite(double v) {
 
 /* Darkness of a value, 0 to 1; negative for what is not a number or infinite. */
 static double tfm__heat_share(const tfm__heat *h, double v) {
+    /* by halves where the range is past the largest number; not always: the smallest has none */
+    const double part = tfm__heat_finite(h->high - h->low) ? 1.0 : 0.5;
     if (!tfm__heat_finite(v)) return -1.0;
-    return h->high > h->low ? (v - h->low) / (h->high - h->low) : 0.0;
+    return h->high > h->low ? (v * part - h->low * part) / (h->high * part - h->low * part) : 0.0;
 }
 
 static const char *tfm__heat_label(const char *const *labels, int64_t i) {

@@ -109,6 +109,26 @@ Test(heatmap, darkest_and_lightest_are_the_ends_of_the_scale) {
     tfm_destroy(c);
 }
 
+Test(heatmap, a_range_that_no_number_holds_is_shaded) {
+    static const double ends[2][4] = {{-DBL_MAX, 0, DBL_MAX, (double) NAN}, {-5e-324, 0, 5e-324, (double) INFINITY}};
+    tfm_ctx *c = tfm_create(NULL);
+    tfm_heatmap_options o;
+    int i;
+    memset(&o, 0, sizeof o);
+    for (i = 0; i < 2; i++) {
+        tfm_tensor *t = tfm_from(c, TFM_F64, TFM_SHAPE(1, 4), ends[i]);
+        const char *text = tfm_heatmap_text(c, t, NULL);
+        cr_assert_not_null(strstr(text, "0   \xe2\x96\x92\xe2\x96\x92\xe2\x96\x88\xe2\x96\x88??\n"), "%s", text);
+        o.color = 1;
+        text = tfm_heatmap_text(c, t, &o);
+        cr_assert_not_null(strstr(text, "\x1b[48;5;231m  \x1b[48;5;75m  \x1b[48;5;17m  \x1b[48;5;245m  "), "%s", text);
+        text = tfm_heatmap_svg(c, t, NULL);
+        cr_assert_not_null(strstr(text, "fill=\"#08306b\""));
+        cr_assert_not_null(strstr(text, "fill=\"#6baed6\""));
+    }
+    tfm_destroy(c);
+}
+
 /* Columns of a line in a terminal: two for CJK, none for marks and direction signs. Enough for the labels used here. */
 static int columns_of(const char *s, const char *end) {
     int n = 0;
