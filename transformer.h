@@ -14475,12 +14475,12 @@ static const char *tfm__heat_label(const char *const *labels, int64_t i) {
     return labels ? labels[i] ? labels[i] : "" : NULL;
 }
 
-/* v with a fixed number of decimals and a point, whatever the locale says. */
+/* v with a fixed number of decimals and a point, whatever the locale says; with an exponent where that is too long. */
 static void tfm__heat_number(char *out, int64_t size, double v, int decimals) {
     static const int64_t powers[5] = {1, 10, 100, 1000, 10000};
     const double scaled = fabs(v) * (double)powers[decimals];
-    if (!tfm__heat_finite(v) || scaled >= 1e15) {
-        tfm__format(out, size, "%s", v != v ? "nan" : v < 0.0 ? "-inf" : "inf");
+    if (!(scaled < 1e15)) {
+        (void)tfm__number_text(out, (size_t)size, "%.3g", v);
     } else {
         const int64_t n = (int64_t)(scaled + 0.5);
         tfm__format(out, size, "%s%lld.%0*lld", v < 0.0 && n ? "-" : "", (long long)(n / powers[decimals]), decimals,

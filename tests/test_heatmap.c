@@ -129,6 +129,21 @@ Test(heatmap, a_range_that_no_number_holds_is_shaded) {
     tfm_destroy(c);
 }
 
+Test(heatmap, finite_numbers_are_never_written_as_infinite) {
+    static const double values[4] = {-2.5e13, 1e308, 999999999999.0, -(double) INFINITY};
+    tfm_ctx *c = tfm_create(NULL);
+    tfm_tensor *t = tfm_from(c, TFM_F64, TFM_SHAPE(1, 4), values);
+    const char *svg = tfm_heatmap_svg(c, t, NULL), *text = tfm_heatmap_text(c, t, NULL);
+    cr_assert_not_null(strstr(text, "\n  -2.5e+13 "), "%s", text);
+    cr_assert_not_null(strstr(text, " 1e+308\n"), "%s", text);
+    cr_assert_not_null(strstr(svg, ">999999999999.00<"));
+    cr_assert_eq(count_of(svg, ">-2.5e+13<"), 2); /* its cell, and the scale's end */
+    cr_assert_eq(count_of(svg, ">1e+308<"), 2);
+    cr_assert_eq(count_of(svg, ">inf<"), 0);
+    cr_assert_eq(count_of(svg, ">-inf<"), 1);
+    tfm_destroy(c);
+}
+
 /* Columns of a line in a terminal: two for CJK, none for marks and direction signs. Enough for the labels used here. */
 static int columns_of(const char *s, const char *end) {
     int n = 0;
