@@ -831,11 +831,11 @@ typedef struct tfm_rope {
     int interleaved;                   /* 0: pairs (i, i + n/2); 1: pairs (2i, 2i + 1) */
     int scaling;                       /* TFM_ROPE_* */
     int64_t dims;                      /* rotated leading dims of a head; 0: all */
-    float base;                        /* 0: 10000 */
+    float base;                        /* 0: 10000; YaRN: above 1 */
     float factor;                      /* context stretch of the scalings; 0: 1 */
-    int64_t original_length;           /* length the model was trained at (NTK, YaRN, Llama-3) */
-    float low_frequency, high_frequency;  /* Llama-3: 0 = 1 and 4 */
-    float beta_fast, beta_slow;        /* YaRN: 0 = 32 and 1 */
+    int64_t original_length;           /* length the model was trained at (YaRN, Llama-3) */
+    float low_frequency, high_frequency;  /* Llama-3: 0 = 1 and 4; low <= high */
+    float beta_fast, beta_slow;        /* YaRN: 0 = 32 and 1; fast >= slow */
     float attention_factor;            /* YaRN: 0 = 0.1 ln(factor) + 1 */
 } tfm_rope;
 /* x (B, H, L, d): rotates pairs by their angle at position start + l, or positions[b][l] ((L) or (B, L), i64/i32; NULL:
@@ -15672,18 +15672,39 @@ TFM_API tfm_tensor *tfm_sinusoidal(tfm_ctx *c, int kind, int64_t start, int64_t 
 
 /* -- Rotary positions (Su et al. 2021) ----------------------------------------------------------------------------- */
 
-/* What is wrong with a rope for heads of this size; NULL: nothing. */
-static const char *tfm__rope_fault(const tfm_rope *r, int64_t head_size) {
-    const int64_t dims = r->dims ? r->dims : head_size;
-    if (dims < 0 || dims > head_size) return "dims exceeds the head size";
-    if (dims % 2) return "an odd number of dims cannot be rotated in pairs";
+/* What is wrong with a rope for heads of this size, if need be in `text`; NULL: nothing. Fills the defaults of *r in
+ * place, but that of attention_factor, which follows from factor and may be no float. */
+static const char *tfm__rope_fault(tfm_rope *r, int64_t head_size, char text[TFM__SHAPE_TEXT]) {
+    const struct {
+        const char *name;
+        float *value, otherwise;
+    } numbers[] = {{"base", &r->base, 10000.0f}, {"factor", &r->factor, 1.0f},
+                   {"low_frequency", &r->low_frequency, 1.0f}, {"high_frequency", &r->high_frequency, 4.0f},
+                   {"beta_fast", &r->beta_fast, 32.0f}, {"beta_slow", &r->beta_slow, 1.0f},
+                   {"attention_factor", &r->attention_factor, 0.0f}};
+    const int yarn = r->scaling == TFM_ROPE_YARN, llama3 = r->scaling == TFM_ROPE_LLAMA3;
+    int64_t i;
+    for (i = 0; i < TFM__COUNT(numbers); i++) {
+        const float value = *numbers[i].value;
+        if (!(value >= 0.0f) || tfm__isinf(value)) {
+            snprintf(text, TFM__SHAPE_TEXT, "%s is %g: 0 (the default) or a positive number is expected",
+                     numbers[i].name, (double)value);
+            return text;
+        }
+        if (value == 0.0f) *numbers[i].value = numbers[i].otherwise;
+    }
+    if (!r->dims) r->dims = head_size;
+    if (r->dims < 0) return "dims is negative";
+    if (r->dims > head_size) return "dims exceeds the head size";
+    if (r->dims % 2) return "an odd number of dims cannot be rotated in pairs";
     if (r->scaling < TFM_ROPE_PLAIN || r->scaling > TFM_ROPE_LLAMA3) return "unknown scaling";
-    if (!(r->base >= 0.0f) || !(r->factor >= 0.0f)) return "base and factor must be positive (0: the default)";
-    if ((r->scaling == TFM_ROPE_YARN || r->scaling == TFM_ROPE_LLAMA3) && r->original_length <= 0)
+    if (r->original_length < 0) return "original_length is negative";
+    if ((yarn || llama3) && !r->original_length)
         return "this scaling needs original_length, the length the model was trained at";
-    if (r->scaling == TFM_ROPE_NTK && dims < 4 && dims) return "NTK scaling needs more than 2 dims";
-    if (!(r->low_frequency >= 0.0f) || !(r->high_frequency >= 0.0f))
-        return "low_frequency and high_frequency must be positive";
+    if (r->scaling == TFM_ROPE_NTK && r->dims < 4 && r->dims) return "NTK scaling needs more than 2 dims";
+    if (yarn && r->base <= 1.0f) return "YaRN needs a base above 1";
+    if (yarn && r->beta_slow > r->beta_fast) return "beta_slow exceeds beta_fast";
+    if (llama3 && r->low_frequency > r->high_frequency) return "low_frequency exceeds high_frequency";
     return NULL;
 }
 
@@ -15692,27 +15713,25 @@ static double tfm__yarn_pair(double turns, double dims, double base, double orig
     return dims * log(original / (turns * 6.283185307179586)) / (2.0 * log(base));
 }
 
-/* Radians per position of each pair, and the factor of sine and cosine.
+/* Radians per position of each pair of a checked rope, and the factor of sine and cosine.
  *   LINEAR  positions are divided by factor (Chen et al. 2023)
  *   NTK     base * factor^(d / (d - 2)), the same at every length ("NTK-aware"; not the variant that grows with the
  *           sequence)
  *   YARN    Peng et al. 2023, as in HF Transformers
  *   LLAMA3  as in HF Transformers: long wavelengths divided by factor, short ones kept, a ramp between */
-static double tfm__rope_rates(const tfm_rope *r, int64_t dims, double *rate) {
-    const double d = (double)dims, factor = r->factor > 0.0f ? (double)r->factor : 1.0,
-                 original = (double)r->original_length;
-    const double plain_base = r->base > 0.0f ? (double)r->base : 10000.0;
-    const double base = r->scaling == TFM_ROPE_NTK && dims > 2 ? plain_base * pow(factor, d / (d - 2.0)) : plain_base;
+static double tfm__rope_rates(const tfm_rope *r, double *rate) {
+    const double d = (double)r->dims, factor = (double)r->factor, original = (double)r->original_length;
+    const double base = (double)r->base * (r->scaling == TFM_ROPE_NTK && d > 2.0 ? pow(factor, d / (d - 2.0)) : 1.0);
     double low = 0.0, high = 0.0;
     int64_t i;
     if (r->scaling == TFM_ROPE_YARN) {
-        low = floor(tfm__yarn_pair(r->beta_fast > 0.0f ? (double)r->beta_fast : 32.0, d, base, original));
-        high = ceil(tfm__yarn_pair(r->beta_slow > 0.0f ? (double)r->beta_slow : 1.0, d, base, original));
+        low = floor(tfm__yarn_pair((double)r->beta_fast, d, base, original));
+        high = ceil(tfm__yarn_pair((double)r->beta_slow, d, base, original));
         low = low < 0.0 ? 0.0 : low;
         high = high > d - 1.0 ? d - 1.0 : high;
         if (low == high) high += 0.001;
     }
-    for (i = 0; i < dims / 2; i++) {
+    for (i = 0; i < r->dims / 2; i++) {
         double w = exp(-log(base) * (double)(2 * i) / d);
         if (r->scaling == TFM_ROPE_LINEAR) {
             w /= factor;
@@ -15721,8 +15740,7 @@ static double tfm__rope_rates(const tfm_rope *r, int64_t dims, double *rate) {
             ramp = ramp < 0.0 ? 0.0 : ramp > 1.0 ? 1.0 : ramp;
             w = w / factor * ramp + w * (1.0 - ramp);
         } else if (r->scaling == TFM_ROPE_LLAMA3) {
-            const double slow = r->low_frequency > 0.0f ? (double)r->low_frequency : 1.0;
-            const double fast = r->high_frequency > 0.0f ? (double)r->high_frequency : 4.0;
+            const double slow = (double)r->low_frequency, fast = (double)r->high_frequency;
             const double turns = original * w / 6.283185307179586; /* within the original length */
             if (turns < slow) {
                 w /= factor;
@@ -15739,13 +15757,13 @@ static double tfm__rope_rates(const tfm_rope *r, int64_t dims, double *rate) {
 }
 
 /* Cosine and sine at places for a checked rope; rate holds dims / 2 doubles of scratch. */
-static void tfm__rope_fill(tfm_ctx *c, const tfm_rope *rope, int64_t dims, const tfm__places *places, double *rate,
-                           float *cosine, float *sine) {
+static void tfm__rope_fill(tfm_ctx *c, const tfm_rope *rope, const tfm__places *places, double *rate, float *cosine,
+                           float *sine) {
     tfm__angles a;
-    a.factor = tfm__rope_rates(rope, dims, rate);
+    a.factor = tfm__rope_rates(rope, rate);
     a.places = *places;
     a.rate = rate;
-    a.columns = a.cosine_columns = a.row_step = dims / 2;
+    a.columns = a.cosine_columns = a.row_step = rope->dims / 2;
     a.step = 1;
     a.sine = sine;
     a.cosine = cosine;
@@ -15756,28 +15774,31 @@ static void tfm__rope_fill(tfm_ctx *c, const tfm_rope *rope, int64_t dims, const
 static int tfm__rope_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size, const tfm__places *places,
                             tfm_tensor **cosine, tfm_tensor **sine) {
     const char *fault;
+    char text[TFM__SHAPE_TEXT];
+    tfm_rope full;
     tfm__op o;
-    int64_t shape[3], dims;
+    int64_t shape[3];
     double *rate;
+    memset(&full, 0, sizeof(full));
     *cosine = *sine = NULL;
     if (!tfm__enter(c, &o, TFM__OP_ROTARY_TABLES, 0)) return 0;
+    if (rope) full = *rope;
     fault = !rope            ? "rope is NULL"
             : head_size <= 0 ? "the head size is not positive"
-                             : tfm__rope_fault(rope, head_size);
+                             : tfm__rope_fault(&full, head_size, text);
     if (!fault && (places->length < 0 || places->start < 0)) fault = "start and length may not be negative";
     if (fault)
         return tfm__reject(&o, "%s (head size %lld, dims %lld)", fault, (long long)head_size,
-                           (long long)(rope ? rope->dims : 0)) != NULL;
-    dims = rope->dims ? rope->dims : head_size;
+                           (long long)full.dims) != NULL;
     shape[0] = places->batch;
     shape[1] = places->length;
-    shape[2] = dims / 2;
+    shape[2] = full.dims / 2;
     *cosine = tfm__result(&o, TFM_F32, places->batch > 1 ? 3 : 2, places->batch > 1 ? shape : shape + 1);
     *sine = *cosine ? tfm__result(&o, TFM_F32, (*cosine)->ndim, (*cosine)->shape) : NULL;
-    rate = *sine ? (double *)tfm__temporary(&o, dims / 2 * (int64_t)sizeof(double)) : NULL;
+    rate = *sine ? (double *)tfm__temporary(&o, full.dims / 2 * (int64_t)sizeof(double)) : NULL;
     if (!rate) return tfm__leave(&o, NULL) != NULL;
     if (o.run && tfm_numel(*sine))
-        tfm__rope_fill(c, rope, dims, places, rate, (float *)(*cosine)->data, (float *)(*sine)->data);
+        tfm__rope_fill(c, &full, places, rate, (float *)(*cosine)->data, (float *)(*sine)->data);
     return tfm__leave(&o, *sine) != NULL;
 }
 
@@ -15864,25 +15885,26 @@ static int tfm__rotate_check(tfm__op *o, const tfm_tensor *x, const tfm_tensor *
 
 TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *rope, int64_t start,
                                const tfm_tensor *positions) {
-    tfm_rope plain;
+    tfm_rope full;
     tfm__op o;
     tfm_tensor *y;
     tfm__rotate j;
     tfm__places places;
     const char *fault;
+    char text[TFM__SHAPE_TEXT];
     float *tables;
     double *rate;
     int64_t dims, rows;
-    memset(&plain, 0, sizeof(plain));
+    memset(&full, 0, sizeof(full));
     memset(&j, 0, sizeof(j));
-    if (!rope) rope = &plain;
+    if (rope) full = *rope;
     if (!tfm__enter(c, &o, TFM__OP_ROTARY, 1, x)) return NULL;
     if (!tfm__optional(&o, positions)) return tfm__leave(&o, NULL);
     if (!tfm__rotate_check(&o, x, positions)) return NULL;
-    fault = tfm__rope_fault(rope, x->shape[3]);
+    fault = tfm__rope_fault(&full, x->shape[3], text);
     if (!fault && start < 0) fault = "start may not be negative";
-    if (fault) return tfm__reject(&o, "%s (x is %s, dims %lld)", fault, tfm__describe(&o, x), (long long)rope->dims);
-    dims = rope->dims ? rope->dims : x->shape[3];
+    if (fault) return tfm__reject(&o, "%s (x is %s, dims %lld)", fault, tfm__describe(&o, x), (long long)full.dims);
+    dims = full.dims;
     places = tfm__places_from(start, x->shape[2]);
     places.positions = positions;
     if (positions && positions->ndim == 2) places.batch = x->shape[0];
@@ -15892,7 +15914,7 @@ TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *
     tables = rate ? (float *)tfm__temporary(&o, rows * dims * (int64_t)sizeof(float)) : NULL;
     if (!tables || !tfm__lanes_get(&o, &j.lanes, x->shape[3] * (int64_t)sizeof(float))) return tfm__leave(&o, NULL);
     if (o.run && tfm_numel(x)) {
-        tfm__rope_fill(c, rope, dims, &places, rate, tables, tables + rows * (dims / 2));
+        tfm__rope_fill(c, &full, &places, rate, tables, tables + rows * (dims / 2));
         j.c = c;
         j.k = o.k;
         j.x = x;
@@ -15903,7 +15925,7 @@ TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *
         j.heads = x->shape[1];
         j.length = x->shape[2];
         j.batch_step = places.batch > 1 ? places.length : 0;
-        j.interleaved = rope->interleaved != 0;
+        j.interleaved = full.interleaved != 0;
         tfm__rotate_run(&o, &j);
     }
     return tfm__leave(&o, y);
@@ -16270,6 +16292,7 @@ TFM_API tfm_tensor *tfm_feed_forward_forward(tfm_ctx *c, const tfm_feed_forward 
 static int tfm__mha_ok(tfm_ctx *c, const char *who, tfm_mha_config *config) {
     const int64_t d = config->d_model, heads = config->heads;
     const char *fault;
+    char text[TFM__SHAPE_TEXT];
     if (!tfm__positive(c, who, "d_model", d) || !tfm__positive(c, who, "heads", heads)) return 0;
     if (!config->head_size && d % heads) {
         tfm__fail(c, TFM_INVALID, "%s: d_model %lld is not a multiple of heads %lld: change one, or give head_size",
@@ -16289,7 +16312,7 @@ static int tfm__mha_ok(tfm_ctx *c, const char *who, tfm_mha_config *config) {
                   (long long)config->kv_heads);
         return 0;
     }
-    fault = config->rotary ? tfm__rope_fault(&config->rope, config->head_size) : NULL;
+    fault = config->rotary ? tfm__rope_fault(&config->rope, config->head_size, text) : NULL;
     if (fault) {
         tfm__fail(c, TFM_INVALID, "%s: rope: %s (head size %lld, dims %lld)", who, fault, (long long)config->head_size,
                   (long long)config->rope.dims);

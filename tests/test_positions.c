@@ -202,6 +202,57 @@ Test(rotary, wrong_arguments_are_refused) {
     tfm_destroy(c);
 }
 
+/* A number out of range, and a rope whose numbers contradict each other: refused, and the text names the field. */
+Test(rotary, ropes_that_cannot_be_are_refused_by_name) {
+    static const float bad[3] = {-2.0f, (float)NAN, (float)INFINITY};
+    tfm_ctx *c = context_of(1);
+    tfm_rope r;
+    tfm_tensor *x = some(c, TFM_SHAPE(1, 1, 2, 4), 5), *cosine, *sine;
+    const struct {
+        const char *name;
+        float *field;
+    } numbers[] = {{"base is ", &r.base}, {"factor is ", &r.factor}, {"low_frequency is ", &r.low_frequency},
+                   {"high_frequency is ", &r.high_frequency}, {"beta_fast is ", &r.beta_fast},
+                   {"beta_slow is ", &r.beta_slow}, {"attention_factor is ", &r.attention_factor}};
+    const struct {
+        const char *text;
+        int scaling;
+        int64_t dims, original_length;
+        float base, low, high, fast, slow;
+    } whole[] = {{"dims is negative", 0, -2, 0, 0, 0, 0, 0, 0},
+                 {"dims exceeds the head size", 0, 6, 0, 0, 0, 0, 0, 0},
+                 {"original_length is negative", 0, 0, -1, 0, 0, 0, 0, 0},
+                 {"YaRN needs a base above 1", TFM_ROPE_YARN, 0, 8, 1, 0, 0, 0, 0},
+                 {"YaRN needs a base above 1", TFM_ROPE_YARN, 0, 8, 0.5f, 0, 0, 0, 0},
+                 {"beta_slow exceeds beta_fast", TFM_ROPE_YARN, 0, 8, 0, 0, 0, 2, 3},
+                 {"beta_slow exceeds beta_fast", TFM_ROPE_YARN, 0, 8, 0, 0, 0, 0, 33},
+                 {"low_frequency exceeds high_frequency", TFM_ROPE_LLAMA3, 0, 8, 0, 3, 2, 0, 0},
+                 {"low_frequency exceeds high_frequency", TFM_ROPE_LLAMA3, 0, 8, 0, 5, 0, 0, 0}};
+    size_t i, j;
+    for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        for (j = 0; j < 3; j++) {
+            memset(&r, 0, sizeof r);
+            *numbers[i].field = bad[j];
+            cr_assert_null(tfm_rotary(c, x, &r, 1, NULL), "%s%g was accepted", numbers[i].name, (double)bad[j]);
+            assert_error_says(c, numbers[i].name);
+            tfm_clear(c);
+        }
+    for (i = 0; i < sizeof whole / sizeof whole[0]; i++) {
+        memset(&r, 0, sizeof r);
+        r.scaling = whole[i].scaling;
+        r.dims = whole[i].dims;
+        r.base = whole[i].base;
+        r.factor = 2;
+        r.original_length = whole[i].original_length;
+        r.low_frequency = whole[i].low;
+        r.high_frequency = whole[i].high;
+        r.beta_fast = whole[i].fast;
+        r.beta_slow = whole[i].slow;
+        assert_init_refused(c, tfm_rotary_tables(c, &r, 4, 0, 2, &cosine, &sine), whole[i].text);
+    }
+    tfm_destroy(c);
+}
+
 Test(rotary, same_bits_with_any_number_of_threads) {
     static const int threads[] = {2, 3, 7};
     tfm_ctx *one = context_of(1);
