@@ -1027,9 +1027,10 @@ typedef struct tfm_transformer {
     tfm_linear_layer generator;                                /* "generator" */
 } tfm_transformer;
 
-/* Fills *model, with the defaults of config written out in model->config. Initialised as nn.Transformer is: Xavier
- * uniform in the stacks, the head as nn.Linear, embeddings N(0, 1), but N(0, 1/d_model) where they are scaled or tied;
- * learned positions and T5 tables N(0, 0.02^2). */
+/* Fills *model, with the defaults of config written out in model->config (those of block.rope in rotary models, but for
+ * attention_factor, which follows from factor). Initialised as nn.Transformer is: Xavier uniform in the stacks, the
+ * head as nn.Linear, embeddings N(0, 1), but N(0, 1/d_model) where they are scaled or tied; learned positions and T5
+ * tables N(0, 0.02^2). */
 TFM_API TFM_CHECK tfm_status tfm_transformer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
                                                   const tfm_transformer_config *config, tfm_transformer *model);
 
@@ -16648,6 +16649,7 @@ static int tfm__block_ok(tfm_ctx *c, const char *who, tfm_block_config *config) 
         return 0;
     config->kv_heads = g.kv_heads;
     config->head_size = g.head_size;
+    config->rope = g.rope;
     return 1;
 }
 

@@ -341,6 +341,22 @@ Test(transformer, defaults_are_nn_transformers) {
     tfm_destroy(c);
 }
 
+Test(transformer, defaults_of_rotary_positions_are_written_out) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_transformer_config g = small(TFM_DECODER_ONLY, TFM_POSITION_ROTARY);
+    tfm_transformer t;
+    const tfm_rope *r = &t.config.block.rope;
+    assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
+    cr_assert(r->dims == 6 && r->base == 10000.0f && r->factor == 1.0f && r->low_frequency == 1.0f);
+    cr_assert(r->high_frequency == 4.0f && r->beta_fast == 32.0f && r->beta_slow == 1.0f);
+    cr_assert(t.config.block.rotary == 1 && r->scaling == TFM_ROPE_PLAIN && r->original_length == 0);
+    cr_assert(t.encoder.layers[1].self_attn.config.rope.dims == 6 && t.encoder.layers[1].config.rope.dims == 6);
+    assert_ok(c, tfm_transformer_init(c, p, "", &t.config, &t)); /* what is written out is a config */
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
 Test(transformer, wrong_inputs_are_refused_with_reasons) {
     static const int64_t bad[2] = {3, 30};
     tfm_ctx *c = context_of(1);
