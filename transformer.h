@@ -1009,7 +1009,7 @@ typedef struct tfm_transformer_config {
     int scale_embedding;               /* 1: times sqrt(d_model), as in the paper */
     int64_t max_length;                /* of learned positions, and of a session by default; 0: 512 */
     int64_t position_start;            /* position number of the first token (0, or 1 for Tensor2Tensor's models) */
-    int64_t relative_buckets, relative_max_distance;  /* 0: 32 and 128 */
+    int64_t relative_buckets, relative_max_distance;  /* 0: 32 and 128; a distance of at most 65536 */
 } tfm_transformer_config;
 
 typedef struct tfm_transformer {
@@ -17034,6 +17034,8 @@ static const char *tfm__transformer_fault(tfm_transformer_config *g) {
     if (g->position == TFM_POSITION_RELATIVE
         && g->relative_max_distance <= (encoder_only ? g->relative_buckets / 4 : g->relative_buckets / 2))
         return "relative_max_distance must be more than half of relative_buckets (encoder-only: a quarter)";
+    if (g->position == TFM_POSITION_RELATIVE && g->relative_max_distance > TFM__MASK_REACH)
+        return "relative_max_distance exceeds 65536";
     return NULL;
 }
 

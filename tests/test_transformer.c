@@ -314,6 +314,9 @@ Test(transformer, configurations_that_cannot_be_are_refused) {
     g.tied_head = 1;
     g.outputs = 12;
     assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "outputs differs");
+    g = small(TFM_ENCODER_ONLY, TFM_POSITION_RELATIVE);
+    g.relative_max_distance = 65537; /* what a mask refuses, too */
+    assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "relative_max_distance exceeds 65536");
     g = small(TFM_DECODER_ONLY, TFM_POSITION_ROTARY);
     g.block.d_model = 20;
     g.block.heads = 4; /* heads of 5 */
