@@ -16500,9 +16500,10 @@ static int tfm__sequence_ok(tfm_ctx *c, const char *who, const char *name, const
     return 0;
 }
 
-/* The layer of a cache that fits heads and batch. */
+/* The layer of a cache (NULL: none, which is fine) that fits heads and batch. */
 static int tfm__cache_fits(tfm_ctx *c, const char *who, const tfm_mha_config *g, const tfm_cache *cache, int64_t layer,
                            int64_t batch) {
+    if (!cache) return 1;
     if (layer >= 0 && layer < cache->layers && cache->heads == g->kv_heads && cache->key_size == g->head_size &&
         cache->value_size == g->head_size && cache->batch == batch)
         return 1;
@@ -16549,7 +16550,7 @@ static tfm_tensor *tfm__mha(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *
                   "%s: a cache is for self-attention (the same tensor three times); cross-attention takes memory", who);
         return NULL;
     }
-    if (cache && !tfm__cache_fits(c, who, g, cache, o->layer, query->shape[0])) return NULL;
+    if (!tfm__cache_fits(c, who, g, cache, o->layer, query->shape[0])) return NULL;
     if (o->position < 0) {
         tfm__fail(c, TFM_INVALID, "%s: position %lld is negative", who, (long long)o->position);
         return NULL;
@@ -16903,15 +16904,13 @@ TFM_API tfm_status tfm_decoder_init(tfm_ctx *c, tfm_params *p, const char *prefi
  * makes its own: *turn stays empty then. */
 static int tfm__stack_turn(tfm_ctx *c, const tfm_mha *first, int64_t layers, const tfm_tensor *x,
                            const tfm_stack_options *o, tfm__rotation *turn) {
+    const int64_t rows = o->cache ? o->cache->batch : 0;
     tfm__places places;
     int64_t i;
     memset(turn, 0, sizeof(*turn));
     if (!first->config.rotary) return 1;
-    if (o->cache) {
-        if (!tfm__cache_fits(c, "tfm_encoder_forward", &first->config, o->cache, layers - 1, x->shape[0])) return 0;
-        for (i = o->cache->batch; i < layers * o->cache->batch; i++)
-            if (o->cache->length[i] != o->cache->length[i - o->cache->batch]) return 1;
-    }
+    for (i = rows; i < layers * rows; i++)
+        if (o->cache->length[i] != o->cache->length[i - rows]) return 1;
     return tfm__places_of(c, o->cache, 0, o->position, x->shape[0], x->shape[1], &places) &&
            tfm__turn_at(c, first, &places, turn);
 }
@@ -16921,13 +16920,19 @@ static tfm_tensor *tfm__stack(tfm_ctx *c, const tfm_encoder *encoder, const tfm_
                               const tfm_tensor *memory, const tfm_stack_options *o) {
     const int64_t count = encoder ? encoder->count : decoder->count;
     const tfm_mha *first = encoder ? &encoder->layers[0].self_attn : &decoder->layers[0].self_attn;
+    const tfm_mha_config *cross = decoder ? &decoder->layers[0].multihead_attn.config : NULL;
     const tfm_norm_layer *norm = encoder ? &encoder->norm : &decoder->norm;
+    const char *who = encoder ? "tfm_encoder_forward" : "tfm_decoder_forward";
     const tfm__scope all = tfm__scope_open(c);
     tfm__scope s;
     tfm__rotation turn;
     tfm_tensor *y = NULL;
     int64_t i;
-    if (!tfm__stack_turn(c, first, count, x, o, &turn)) return NULL;
+    /* before the first layer appends to its own */
+    if (!tfm__cache_fits(c, who, &first->config, o->cache, count - 1, x->shape[0]) ||
+        (cross && !tfm__cache_fits(c, who, cross, o->memory_cache, count - 1, x->shape[0])) ||
+        !tfm__stack_turn(c, first, count, x, o, &turn))
+        return NULL;
     s = tfm__scope_open(c);
     for (i = 0; i < count; i++) {
         tfm_tensor **weights = i == count - 1 ? o->weights : NULL;
@@ -16979,11 +16984,17 @@ TFM_API tfm_tensor *tfm_decoder_forward(tfm_ctx *c, const tfm_decoder *stack, co
 
 TFM_API tfm_status tfm_decoder_memory(tfm_ctx *c, const tfm_decoder *stack, const tfm_tensor *memory, tfm_cache *cache,
                                       const tfm_tensor *counts) {
+    static const char who[] = "tfm_decoder_memory";
+    const tfm_mha_config *g;
     int64_t i;
-    if (!tfm__forward_begin(c, "tfm_decoder_memory", stack,
+    if (!tfm__forward_begin(c, who, stack,
                             stack && stack->layers && stack->count ? stack->layers[0].norm3.weight : NULL,
                             cache ? memory : NULL))
         return tfm__status(c);
+    g = &stack->layers[0].multihead_attn.config;
+    if (!tfm__sequence_ok(c, who, "memory", memory, g->kdim) ||
+        !tfm__cache_fits(c, who, g, cache, stack->count - 1, memory->shape[0]))
+        return tfm__end(c);
     for (i = 0; i < stack->count && !tfm__failed(c); i++) {
         const tfm__scope s = tfm__scope_open(c);
         tfm__mha_remember(c, &stack->layers[i].multihead_attn, memory, memory, cache, i, counts);

@@ -759,6 +759,49 @@ Test(decoder, memory_cache_and_self_cache_give_the_bits_of_the_whole) {
     }
 }
 
+/* A cache of too few layers is found before the first layer is appended to, whichever cache and stack it is. */
+Test(decoder, caches_that_do_not_fit_stay_as_they_are) {
+    int rotary, short_memory;
+    for (rotary = 0; rotary < 2; rotary++)
+        for (short_memory = 0; short_memory < 2; short_memory++) {
+            tfm_ctx *c = context_of(1);
+            tfm_params *p = tfm_params_create(c);
+            tfm_block_config g = block_config(0, 0, 0, rotary);
+            tfm_encoder e;
+            tfm_decoder d;
+            tfm_stack_options o;
+            tfm_cache_options s;
+            tfm_cache *memory;
+            tfm_tensor *x = some(c, TFM_SHAPE(1, 3, 24), 1);
+            assert_ok(c, tfm_encoder_init(c, p, "e", 2, &g, 1, &e));
+            assert_ok(c, tfm_decoder_init(c, p, "d", 2, &g, 1, &d));
+            memset(&o, 0, sizeof o);
+            memset(&s, 0, sizeof s);
+            s.heads = 6;
+            s.key_size = 4;
+            s.capacity = 8;
+            s.layers = short_memory ? 2 : 1;
+            o.cache = tfm_cache_create(c, &s);
+            s.layers = short_memory ? 1 : 2;
+            o.memory_cache = memory = tfm_cache_create(c, &s);
+            if (short_memory) {
+                assert_init_refused(c, tfm_decoder_memory(c, &d, x, memory, NULL), "tfm_decoder_memory: layer 1");
+            } else {
+                cr_assert_null(tfm_encoder_forward(c, &e, x, &o));
+                assert_error_says(c, "tfm_encoder_forward: layer 1");
+                tfm_clear(c);
+            }
+            cr_assert_null(tfm_decoder_forward(c, &d, x, NULL, &o));
+            assert_error_says(c, "tfm_decoder_forward: layer 1");
+            cr_assert_eq(tfm_cache_length(o.cache, 0, 0), 0);
+            cr_assert_eq(tfm_cache_length(memory, 0, 0), 0);
+            tfm_cache_destroy(memory);
+            tfm_cache_destroy(o.cache);
+            tfm_params_destroy(p);
+            tfm_destroy(c);
+        }
+}
+
 Test(encoder, a_decode_step_takes_no_memory_after_the_first) {
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
