@@ -17552,6 +17552,8 @@ TFM_API tfm_status tfm_transformer_measure(tfm_ctx *c, const tfm_transformer_con
     tfm_params *p;
     tfm_memory total;
     if (out) memset(out, 0, sizeof(*out));
+    if (config && config->kind == TFM_DECODER_ONLY) source_length = 0;
+    if (config && config->kind == TFM_ENCODER_ONLY) target_length = 0;
     if (!tfm__begin(c)) return tfm__status(c);
     if (!config || !out || batch < 0 || source_length < 0 || target_length < 0) {
         tfm__fail(c, TFM_INVALID, "%s: %s", who,

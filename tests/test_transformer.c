@@ -402,7 +402,9 @@ Test(transformer, measure_says_what_happens) {
             int64_t before;
             g.block.norm_first = position & 1;
             g.head_bias = 1;
-            assert_ok(c, tfm_transformer_measure(c, &g, 3, 10, 7, &m));
+            /* a side that the kind lacks is not looked at */
+            assert_ok(c, tfm_transformer_measure(c, &g, 3, kind == TFM_DECODER_ONLY ? -1 : 10,
+                                                 kind == TFM_ENCODER_ONLY ? INT64_MIN : 7, &m));
             p = tfm_params_create(c);
             assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
             assert_ok(c, tfm_params_prepare(c, p));
@@ -467,6 +469,7 @@ Test(transformer, measure_of_a_large_model_takes_no_memory) {
     cr_assert(m.cache >= (int64_t)80 * 2 * 8 * 128 * 131072 * 4
               && m.cache < (int64_t)80 * 2 * 8 * 128 * 131072 * 4 + 65536);
     cr_assert(memory.peak - held < (4 << 20), "%lld bytes to measure", (long long)(memory.peak - held));
+    assert_verb_refused(c, tfm_transformer_measure(c, &g, 1, 0, -1, &m), TFM_INVALID);
     assert_verb_refused(c, tfm_transformer_measure(c, &g, -1, 0, 1, &m), TFM_INVALID);
     assert_verb_refused(c, tfm_transformer_measure(c, NULL, 1, 0, 1, &m), TFM_INVALID);
     g.block.heads = 63;
