@@ -16524,6 +16524,11 @@ static tfm_tensor *tfm__mha(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *
     const tfm_cache *cache = o->cache ? o->cache : o->memory;
     tfm__scope s;
     tfm_tensor *y;
+    if (o->need_weights < 0 || o->need_weights > 2) {
+        tfm__fail(c, TFM_INVALID, "%s: need_weights is %d: 0, 1 (the mean over heads) or 2 (each head's) is expected",
+                  who, o->need_weights);
+        return NULL;
+    }
     if (o->need_weights && !o->weights) {
         tfm__fail(c, TFM_INVALID, "%s: need_weights is %d, but weights is NULL", who, o->need_weights);
         return NULL;

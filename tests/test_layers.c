@@ -345,6 +345,12 @@ Test(mha, wrong_calls_are_refused_with_reasons) {
     assert_refused(c, tfm_mha_forward(c, &l, x, x, x, &o), TFM_INVALID);
     o.weights = &weights;
     assert_made(c, tfm_mha_forward(c, &l, x, x, x, &o));
+    o.need_weights = 3;
+    cr_assert_null(tfm_mha_forward(c, &l, x, x, x, &o));
+    assert_error_says(c, "need_weights is 3");
+    tfm_clear(c);
+    o.need_weights = -1;
+    assert_refused(c, tfm_mha_forward(c, &l, x, x, x, &o), TFM_INVALID);
     o.need_weights = 0;
     assert_made(c, tfm_mha_forward(c, &l, x, x, x, &o));
     cr_assert_null(weights);
