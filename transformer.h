@@ -17341,15 +17341,15 @@ static tfm_tensor *tfm__decode(tfm_ctx *c, const char *who, const tfm_transforme
 }
 
 /* hidden (..., d_model): what `output` names, over the last dim. */
-static tfm_tensor *tfm__transformer_head(tfm_ctx *c, const tfm_transformer *t, const tfm_tensor *hidden, int output) {
+static tfm_tensor *tfm__transformer_head(tfm_ctx *c, const char *who, const tfm_transformer *t,
+                                         const tfm_tensor *hidden, int output) {
     tfm_tensor *y;
     if (output < TFM_OUTPUT_LOGITS || output > TFM_OUTPUT_HIDDEN) {
-        tfm__fail(c, TFM_INVALID, "tfm_transformer_forward: output %d is none of TFM_OUTPUT_*", output);
+        tfm__fail(c, TFM_INVALID, "%s: output %d is none of TFM_OUTPUT_*", who, output);
         return NULL;
     }
     if (!t->config.outputs && (output == TFM_OUTPUT_SOFTMAX || output == TFM_OUTPUT_LOG_SOFTMAX)) {
-        tfm__fail(c, TFM_INVALID,
-                  "tfm_transformer_forward: probabilities need an output head: give outputs or target_vocab");
+        tfm__fail(c, TFM_INVALID, "%s: probabilities need an output head: give outputs or target_vocab", who);
         return NULL;
     }
     if (!t->config.outputs || output == TFM_OUTPUT_HIDDEN) return tfm_view(c, hidden, tfm_shape_like(hidden));
@@ -17376,7 +17376,7 @@ static tfm_tensor *tfm__transformer(tfm_ctx *c, const tfm_transformer *t, const 
         memory = tfm__encode(c, who, t, source, o, kind == TFM_ENCODER_ONLY ? o->weights : NULL);
     if (kind == TFM_ENCODER_ONLY) x = memory;
     else if (memory || kind == TFM_DECODER_ONLY) x = tfm__decode(c, who, t, target, memory, o, o->weights);
-    return tfm__scope_close(&s, x ? tfm__transformer_head(c, t, x, o->output) : NULL, o->weights);
+    return tfm__scope_close(&s, x ? tfm__transformer_head(c, who, t, x, o->output) : NULL, o->weights);
 }
 
 /* 1: begun, and *o is what the caller gave. */
@@ -17428,7 +17428,7 @@ TFM_API tfm_tensor *tfm_transformer_decode(tfm_ctx *c, const tfm_transformer *mo
     } else {
         const tfm__scope s = tfm__scope_open(c);
         y = tfm__decode(c, who, model, target, memory, &o, o.weights);
-        y = tfm__scope_close(&s, y ? tfm__transformer_head(c, model, y, o.output) : NULL, o.weights);
+        y = tfm__scope_close(&s, y ? tfm__transformer_head(c, who, model, y, o.output) : NULL, o.weights);
     }
     tfm__release(c);
     return y;
@@ -18011,7 +18011,7 @@ static tfm_tensor *tfm__feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, 
     if (all) {
         x = tfm__transformer_step(c, &s->model, ids, s->self, s->cross, NULL, all);
         if (x && !whole) x = tfm__pick_rows(c, x, s->index);
-        if (x) x = tfm__transformer_head(c, &s->model, x, TFM_OUTPUT_LOGITS);
+        if (x) x = tfm__transformer_head(c, "tfm_session_feed", &s->model, x, TFM_OUTPUT_LOGITS);
         if (x) tfm__feed_clear(c, x, s, whole ? ids->shape[1] : 1, whole);
         if (x && !tfm__recording(c)) x = tfm_keep(c, mark, x);
         if (!x) tfm__feed_undo(s);

@@ -384,6 +384,11 @@ Test(transformer, wrong_inputs_are_refused_with_reasons) {
     assert_refused(c, tfm_transformer_forward(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o), TFM_INVALID);
     o.output = 9;
     assert_refused(c, tfm_transformer_forward(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o), TFM_INVALID);
+    g = small(TFM_DECODER_ONLY, TFM_POSITION_NONE);
+    assert_ok(c, tfm_transformer_init(c, p, "d", &g, &t));
+    cr_assert_null(tfm_transformer_decode(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o));
+    assert_error_says(c, "tfm_transformer_decode: output 9");
+    tfm_clear(c);
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
