@@ -16188,17 +16188,21 @@ static int tfm__norm_make(const tfm__maker *m, const char *prefix, int kind, int
     return layer->weight && (layer->bias || !with_bias);
 }
 
-static int tfm__norm_ok(tfm_ctx *c, const char *who, int kind, float eps) {
-    if ((kind == TFM_LAYER_NORM || kind == TFM_RMS_NORM) && eps >= 0.0f) return 1;
-    tfm__fail(c, TFM_INVALID, "%s: norm %d with eps %g: TFM_LAYER_NORM or TFM_RMS_NORM with eps >= 0 is expected", who,
-              kind, (double)eps);
+static int tfm__norm_ok(tfm_ctx *c, const char *who, int kind, float eps, float weight_offset) {
+    if ((kind == TFM_LAYER_NORM || kind == TFM_RMS_NORM) && eps >= 0.0f && eps - eps == 0.0f &&
+        weight_offset - weight_offset == 0.0f)
+        return 1;
+    tfm__fail(c, TFM_INVALID,
+              "%s: norm %d with eps %g and weight_offset %g: TFM_LAYER_NORM or TFM_RMS_NORM with finite numbers, "
+              "eps >= 0, is expected",
+              who, kind, (double)eps, (double)weight_offset);
     return 0;
 }
 
 TFM_API tfm_status tfm_norm_init(tfm_ctx *c, tfm_params *p, const char *prefix, int kind, int64_t d_model, int bias,
                                  float eps, tfm_norm_layer *layer) {
     if (!tfm__init_begin(c, p, "tfm_norm_init", prefix, prefix, layer, sizeof(*layer))) return tfm__status(c);
-    if (tfm__norm_ok(c, "tfm_norm_init", kind, eps) && tfm__positive(c, "tfm_norm_init", "d_model", d_model)) {
+    if (tfm__norm_ok(c, "tfm_norm_init", kind, eps, 0.0f) && tfm__positive(c, "tfm_norm_init", "d_model", d_model)) {
         const tfm__maker m = tfm__maker_of(c, p);
         tfm__norm_make(&m, prefix, kind, d_model, bias, eps, 0.0f, layer);
     }
@@ -16651,7 +16655,7 @@ static int tfm__block_ok(tfm_ctx *c, const char *who, tfm_block_config *config) 
     g = tfm__block_mha(config, config->rotary);
     f = tfm__block_feed_forward(config);
     if (!tfm__mha_ok(c, who, &g) || !tfm__feed_forward_ok(c, who, &f) ||
-        !tfm__norm_ok(c, who, config->norm, config->norm_eps))
+        !tfm__norm_ok(c, who, config->norm, config->norm_eps, config->norm_weight_offset))
         return 0;
     config->kv_heads = g.kv_heads;
     config->head_size = g.head_size;

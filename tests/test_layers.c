@@ -911,6 +911,14 @@ Test(encoder, wrong_calls_are_refused_with_reasons) {
     g.norm = 5;
     assert_init_refused(c, tfm_encoder_init(c, p, "e", 1, &g, 1, &e), "norm 5");
     g.norm = 0;
+    g.norm_eps = (float)INFINITY;
+    assert_init_refused(c, tfm_encoder_init(c, p, "e", 1, &g, 1, &e), "eps inf");
+    g.norm_eps = 0;
+    g.norm_weight_offset = (float)NAN;
+    assert_init_refused(c, tfm_encoder_init(c, p, "e", 1, &g, 1, &e), "weight_offset nan");
+    g.norm_weight_offset = -(float)INFINITY;
+    assert_init_refused(c, tfm_encoder_init(c, p, "e", 1, &g, 1, &e), "weight_offset -inf");
+    g.norm_weight_offset = 0;
     g.d_ff = -4;
     assert_init_refused(c, tfm_encoder_init(c, p, "e", 1, &g, 1, &e), "d_ff is -4");
     g.d_ff = 0;
