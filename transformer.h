@@ -808,8 +808,9 @@ TFM_API tfm_tensor *tfm_embedding_forward(tfm_ctx *c, const tfm_embedding_layer 
 TFM_API tfm_tensor *tfm_embedding_logits(tfm_ctx *c, const tfm_embedding_layer *layer, const tfm_tensor *x);
 
 enum { TFM_LAYER_NORM = 0, TFM_RMS_NORM = 1 };
-/* nn.LayerNorm and nn.RMSNorm over the last dim of x, whose shape the result has; eps 0: 1e-5. Init: ones (zeros with
- * weight_offset 1) and zeros; an RMS norm has no bias. */
+/* nn.LayerNorm and nn.RMSNorm over the last dim of x, whose shape the result has; eps 0: 1e-5. Init: weights of ones,
+ * biases of zeros, weight_offset 0; an RMS norm has no bias. For weights of Gemma's (1 + w), which come from a file,
+ * set weight_offset to 1; a block that is configured so begins with zeros. */
 typedef struct tfm_norm_layer { int kind; float eps, weight_offset; tfm_tensor *weight, *bias; } tfm_norm_layer;
 TFM_API TFM_CHECK tfm_status tfm_norm_init(tfm_ctx *c, tfm_params *p, const char *prefix, int kind, int64_t d_model,
                                            int bias, float eps, tfm_norm_layer *layer);
@@ -922,7 +923,7 @@ typedef struct tfm_block_config {      /* one encoder or decoder layer; zero = n
     int gated;
     int no_bias;
     float norm_eps;                    /* 0: 1e-5 */
-    float norm_weight_offset;
+    float norm_weight_offset;          /* 1: Gemma's (1 + w), whose weights begin as zeros */
     float dropout;                     /* while training */
     int64_t d_model, heads, kv_heads, head_size;
     int64_t d_ff;                      /* 0: 2048 */
