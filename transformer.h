@@ -900,7 +900,9 @@ typedef struct tfm_mha_options {
     tfm_cache *cache;
     int64_t layer;
     const tfm_tensor *counts;          /* (B) real positions of x per row (ragged batch), with a cache */
-    int64_t position;                  /* rotary: position of the first query when there is no cache */
+    /* rotary: position of the first query when there is no cache, and of the first key in self-attention, which is told
+     * by the pointers: query, key and value are one. Keys of any other call stand from 0 on */
+    int64_t position;
     /* cross-attention: keys and values that tfm_mha_memory put there; key and value are NULL then */
     const tfm_cache *memory;
 } tfm_mha_options;
