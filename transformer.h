@@ -7225,11 +7225,29 @@ TFM_API void tfm_rewind(tfm_ctx *c, tfm_marker mark) {
     tfm__release(c);
 }
 
+/* Parameters have no serial number: their store may be shared by any number of contexts. */
+static int tfm__is_parameter(const tfm_tensor *t) {
+    return t->serial == 0;
+}
+
+/* Why t can be no argument in c; NULL: it can. */
+static const char *tfm__unusable(const tfm_ctx *c, const tfm_tensor *t) {
+    if (!t) return "is NULL";
+    if (!tfm__alive(t)) return "is used after the rewind that freed it";
+    return !tfm__is_parameter(t) && t->owner != c ? "belongs to another context" : NULL;
+}
+
+/* The same with the error set: 1, or 0 when it cannot. */
+static int tfm__usable(tfm_ctx *c, const char *who, const char *name, const tfm_tensor *t) {
+    const char *const wrong = tfm__unusable(c, t);
+    if (wrong) tfm__fail(c, TFM_INVALID, "%s: %s %s", who, name, wrong);
+    return !wrong;
+}
+
 TFM_API tfm_tensor *tfm_keep(tfm_ctx *c, tfm_marker mark, tfm_tensor *t) {
     int good;
     if (!c || !tfm__acquire(c)) return NULL;
-    if (!tfm__alive(t)) tfm__fail(c, TFM_INVALID, "tfm_keep: t is %s", t ? "dead: it was rewound before" : "NULL");
-    good = tfm__keep_all(c, mark, &t, tfm__alive(t)) && !tfm__failed(c);
+    good = tfm__keep_all(c, mark, &t, tfm__usable(c, "tfm_keep", "t", t)) && !tfm__failed(c);
     tfm__release(c);
     return good ? t : NULL;
 }
@@ -8136,31 +8154,6 @@ static const char *tfm__describe_shape(tfm__op *o, int ndim, const int64_t *shap
     return tfm__shape_text(o->text[o->texts++ % TFM__OP_TEXTS], TFM__SHAPE_TEXT, ndim, shape);
 }
 
-/* Parameters have no serial number: their store may be shared by any number of contexts. */
-static int tfm__is_parameter(const tfm_tensor *t) {
-    return t->serial == 0;
-}
-
-/* A required (or present) tensor of the op; 0 after setting the error. */
-static int tfm__admit(tfm__op *o, const tfm_tensor *t, int position) {
-    const char *wrong = NULL;
-    if (!t) {
-        wrong = "is NULL";
-    } else if (!tfm__alive(t)) {
-        wrong = "is used after the rewind that freed it";
-    } else if (!tfm__is_parameter(t) && t->owner != o->c) {
-        wrong = "belongs to another context";
-    } else if (t->layout == TFM_PANELS && !tfm__op_table[o->op].packed) {
-        wrong = "is a packed parameter, which only tfm_linear, tfm_embedding and copies read";
-    }
-    if (wrong) {
-        tfm__fail(o->c, TFM_INVALID, "%s: tensor argument %d %s", tfm__op_name(o), position, wrong);
-        return 0;
-    }
-    o->requires_grad |= t->requires_grad;
-    return 1;
-}
-
 static void tfm__clock_out(tfm__op *o, const tfm_tensor *y) {
     const tfm_tensor *const shape = y ? y : o->count ? o->input[0] : NULL;
     const double elapsed = tfm__now() - o->begun;
@@ -8227,55 +8220,6 @@ static tfm_status tfm__refused(const tfm_ctx *c) {
     return status ? status : TFM_BUSY;
 }
 
-/* Opens the op; `count` required tensors follow. 0: return NULL at once. */
-static int tfm__enter(tfm_ctx *c, tfm__op *o, int op, int count, ...) {
-    va_list list;
-    int i, fine = 1;
-    if (!c || !tfm__acquire(c)) return 0;
-    if (tfm__failed(c)) {
-        tfm__release(c);
-        return 0;
-    }
-    memset(o, 0, offsetof(tfm__op, text));
-    o->c = c;
-    o->k = c->k;
-    o->op = op;
-    o->run = !c->dry;
-    o->outer = c->op;
-    c->op = o;
-    if (c->profile) o->begun = tfm__now();
-    va_start(list, count);
-    for (i = 0; i < count && fine; ++i) {
-        o->input[i] = va_arg(list, const tfm_tensor *);
-        o->count = i + 1;
-        fine = tfm__admit(o, o->input[i], i + 1);
-        if (!fine) o->count = i;
-    }
-    va_end(list);
-    if (fine) return 1;
-    (void)tfm__leave(o, NULL);
-    return 0;
-}
-
-/* An input that may be NULL. 0: it is dead or foreign and the error is set: return tfm__leave(o, NULL). */
-static int tfm__optional(tfm__op *o, const tfm_tensor *t) {
-    TFM_ASSERT(o->count < TFM__OP_INPUTS);
-    if (t && !tfm__admit(o, t, o->count + 1)) return 0;
-    o->input[o->count++] = t;
-    return 1;
-}
-
-/* The inputs are list[0..count). 0: the error is set: return tfm__leave(o, NULL). */
-static int tfm__inputs(tfm__op *o, const tfm_tensor *const *list, int count) {
-    int i;
-    for (i = 0; i < count; ++i) {
-        if (!tfm__admit(o, list[i], i + 1)) return 0;
-    }
-    o->list = list;
-    o->list_count = count;
-    return 1;
-}
-
 static void tfm__reject_text(tfm__op *o, tfm_status code, const char *format, va_list list) {
     char text[600];
     vsnprintf(text, sizeof(text), format, list);
@@ -8300,6 +8244,67 @@ static tfm_tensor *tfm__reject_as(tfm__op *o, tfm_status code, const char *forma
     tfm__reject_text(o, code, format, list);
     va_end(list);
     return NULL;
+}
+
+/* A required (or present) tensor of the op, called `name` or, NULL, by its position. 0: rejected. */
+static int tfm__admit(tfm__op *o, const tfm_tensor *t, const char *name, int position) {
+    const char *wrong = tfm__unusable(o->c, t);
+    if (!wrong && t->layout == TFM_PANELS && !tfm__op_table[o->op].packed) {
+        wrong = "is a packed parameter, which only tfm_linear, tfm_embedding and copies read";
+    }
+    if (wrong) {
+        if (name) tfm__reject(o, "%s %s", name, wrong);
+        else tfm__reject(o, "tensor argument %d %s", position, wrong);
+        return 0;
+    }
+    o->requires_grad |= t->requires_grad;
+    return 1;
+}
+
+/* Opens the op; `count` required tensors follow. 0: return NULL at once. */
+static int tfm__enter(tfm_ctx *c, tfm__op *o, int op, int count, ...) {
+    va_list list;
+    int i, fine = 1;
+    if (!c || !tfm__acquire(c)) return 0;
+    if (tfm__failed(c)) {
+        tfm__release(c);
+        return 0;
+    }
+    memset(o, 0, offsetof(tfm__op, text));
+    o->c = c;
+    o->k = c->k;
+    o->op = op;
+    o->run = !c->dry;
+    o->outer = c->op;
+    c->op = o;
+    if (c->profile) o->begun = tfm__now();
+    va_start(list, count);
+    for (i = 0; i < count && fine; ++i) {
+        o->input[i] = va_arg(list, const tfm_tensor *);
+        fine = tfm__admit(o, o->input[i], NULL, i + 1);
+        if (fine) o->count = i + 1;
+    }
+    va_end(list);
+    return fine;
+}
+
+/* An input that may be NULL. 0: rejected. */
+static int tfm__optional(tfm__op *o, const char *name, const tfm_tensor *t) {
+    TFM_ASSERT(o->count < TFM__OP_INPUTS);
+    if (t && !tfm__admit(o, t, name, 0)) return 0;
+    o->input[o->count++] = t;
+    return 1;
+}
+
+/* The inputs are list[0..count). 0: rejected. */
+static int tfm__inputs(tfm__op *o, const tfm_tensor *const *list, int count) {
+    int i;
+    for (i = 0; i < count; ++i) {
+        if (!tfm__admit(o, list[i], NULL, i + 1)) return 0;
+    }
+    o->list = list;
+    o->list_count = count;
+    return 1;
 }
 
 /* -- results and scratch ------------------------------------------------------------------------------------------- */
@@ -9444,7 +9449,7 @@ static tfm_tensor *tfm__join(tfm_ctx *c, int op, const tfm_tensor *const *list, 
     int dtype, i, d;
     if (!tfm__enter(c, &o, op, 0)) return NULL;
     if (!list || count < 1) return tfm__reject(&o, "the list is empty");
-    if (!tfm__inputs(&o, list, count)) return tfm__leave(&o, NULL);
+    if (!tfm__inputs(&o, list, count)) return NULL;
     if (stack ? list[0]->ndim == TFM_MAX_DIMS : list[0]->ndim == 0) {
         return tfm__reject(&o, "tensor 1 is %s: cannot be joined in this way", tfm__describe(&o, list[0]));
     }
@@ -11067,8 +11072,9 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
     if (with->mean) *with->mean = NULL;
     if (with->rstd) *with->rstd = NULL;
     if (!tfm__enter(c, &o, op, 1, x)) return NULL;
-    if (!tfm__optional(&o, weight) || !tfm__optional(&o, bias) || !tfm__optional(&o, with->residual)) {
-        return tfm__leave(&o, NULL);
+    if (!tfm__optional(&o, "weight", weight) || !tfm__optional(&o, "bias", bias)
+        || !tfm__optional(&o, "residual", with->residual)) {
+        return NULL;
     }
     if (!tfm__need_float(&o, "x", x)) return NULL;
     dims = weight ? weight->ndim : bias ? bias->ndim : with->normalized_dims > 0 ? with->normalized_dims : 1;
@@ -11826,7 +11832,7 @@ TFM_API tfm_tensor *tfm_linear(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor
     int64_t shape[TFM_MAX_DIMS], outs, ins;
     int i, last;
     if (!tfm__enter(c, &o, TFM__OP_LINEAR, 2, x, weight)) return NULL;
-    if (!tfm__optional(&o, bias)) return tfm__leave(&o, NULL);
+    if (!tfm__optional(&o, "bias", bias)) return NULL;
     if (!tfm__need_float(&o, "x", x) || !tfm__need_float(&o, "weight", weight)) return NULL;
     if (bias && !tfm__need_float(&o, "bias", bias)) return NULL;
     if (!tfm__need_activation(&o, activation)) return NULL;
@@ -12104,29 +12110,30 @@ static int tfm__mask_check_vectors(tfm__op *o, const tfm_mask *mask, const int64
         int ndim, index;
         int64_t shape[2];
     } rows[] = {
-        {"offsets", "(batch)", mask->offsets, 1, 1, {batch, 0}},
-        {"prefixes", "(batch)", mask->prefixes, 1, 1, {batch, 0}},
-        {"key_lengths", "(batch)", mask->key_lengths, 1, 1, {batch, 0}},
-        {"query_lengths", "(batch)", mask->query_lengths, 1, 1, {batch, 0}},
-        {"query_segments", "(batch, queries)", mask->query_segments, 2, 1, {batch, queries}},
-        {"key_segments", "(batch, keys)", mask->key_segments, 2, 1, {batch, keys}},
-        {"alibi_slopes", "(heads)", mask->alibi_slopes, 1, 0, {heads, 0}},
-        {"relative_bias", "(buckets, heads)", table, 2, 0, {table && table->ndim == 2 ? table->shape[0] : 0, heads}},
-        {"sinks", "(heads)", mask->sinks, 1, 0, {heads, 0}}
+        {"mask.offsets", "(batch)", mask->offsets, 1, 1, {batch, 0}},
+        {"mask.prefixes", "(batch)", mask->prefixes, 1, 1, {batch, 0}},
+        {"mask.key_lengths", "(batch)", mask->key_lengths, 1, 1, {batch, 0}},
+        {"mask.query_lengths", "(batch)", mask->query_lengths, 1, 1, {batch, 0}},
+        {"mask.query_segments", "(batch, queries)", mask->query_segments, 2, 1, {batch, queries}},
+        {"mask.key_segments", "(batch, keys)", mask->key_segments, 2, 1, {batch, keys}},
+        {"mask.alibi_slopes", "(heads)", mask->alibi_slopes, 1, 0, {heads, 0}},
+        {"mask.relative_bias", "(buckets, heads)", table, 2, 0,
+         {table && table->ndim == 2 ? table->shape[0] : 0, heads}},
+        {"mask.sinks", "(heads)", mask->sinks, 1, 0, {heads, 0}}
     };
     int64_t i;
     for (i = 0; i < TFM__COUNT(rows); ++i) {
         const tfm_tensor *const t = rows[i].t;
-        if (!tfm__optional(o, t)) return 0;
+        if (!tfm__optional(o, rows[i].name, t)) return 0;
         if (!t) continue;
         if (rows[i].index ? !tfm__is_index(t->dtype) : !tfm__is_float(t->dtype)) {
-            tfm__reject(o, "mask.%s is %s: expected %s", rows[i].name, tfm__describe(o, t),
+            tfm__reject(o, "%s is %s: expected %s", rows[i].name, tfm__describe(o, t),
                         rows[i].index ? "i64 or i32" : "f32, f16 or bf16");
             return 0;
         }
         if (t->ndim != rows[i].ndim || t->shape[0] != rows[i].shape[0]
             || (t->ndim == 2 && t->shape[1] != rows[i].shape[1])) {
-            tfm__reject(o, "mask.%s is %s: expected %s = %s", rows[i].name, tfm__describe(o, t), rows[i].meaning,
+            tfm__reject(o, "%s is %s: expected %s = %s", rows[i].name, tfm__describe(o, t), rows[i].meaning,
                         tfm__describe_shape(o, rows[i].ndim, rows[i].shape));
             return 0;
         }
@@ -12149,34 +12156,35 @@ static int tfm__mask_check_vectors(tfm__op *o, const tfm_mask *mask, const int64
 }
 
 static int tfm__mask_check_matrices(tfm__op *o, const tfm_mask *mask, const int64_t size[4]) {
-    static const char *const other =
-        "a bool matrix with true = attend belongs in mask.keep, with true = do not attend in "
-                                     "mask.ignore";
+    static const char *const number = "an additive 0 / -inf mask belongs in mask.bias, a 0 / 1 number mask in "
+                                      "mask.nonzero";
+    static const char *const other = "a bool matrix with true = attend belongs in mask.keep, with true = do not attend "
+                                     "in mask.ignore";
     const struct {
         const char *name;
         const tfm_tensor *t;
         const char *expected;
     } rows[] = {
-        {"keep", mask->keep, "an additive 0 / -inf mask belongs in mask.bias, a 0 / 1 number mask in mask.nonzero"},
-        {"ignore", mask->ignore, "an additive 0 / -inf mask belongs in mask.bias, a 0 / 1 number mask in mask.nonzero"},
-        {"nonzero", mask->nonzero, NULL},
-        {"bias", mask->bias, mask->bias && mask->bias->dtype == TFM_BOOL ? other
+        {"mask.keep", mask->keep, number},
+        {"mask.ignore", mask->ignore, number},
+        {"mask.nonzero", mask->nonzero, NULL},
+        {"mask.bias", mask->bias, mask->bias && mask->bias->dtype == TFM_BOOL ? other
             : "numbers where 0 = do not attend belong in mask.nonzero; a bias is f32, f16 or bf16 (tfm_cast)"}
     };
     int i, d;
     for (i = 0; i < TFM__MASK_MATRICES; ++i) {
         const tfm_tensor *const t = rows[i].t;
         int fits;
-        if (!tfm__optional(o, t)) return 0;
+        if (!tfm__optional(o, rows[i].name, t)) return 0;
         if (!t) continue;
         if ((i == TFM__MASK_BIAS && !tfm__is_float(t->dtype)) || (i < TFM__MASK_NONZERO && t->dtype != TFM_BOOL)) {
-            tfm__reject(o, "mask.%s is %s: %s", rows[i].name, tfm_dtype_name(t->dtype), rows[i].expected);
+            tfm__reject(o, "%s is %s: %s", rows[i].name, tfm_dtype_name(t->dtype), rows[i].expected);
             return 0;
         }
         fits = t->ndim <= 4;
         for (d = 0; fits && d < t->ndim; ++d) fits = t->shape[d] == 1 || t->shape[d] == size[4 - t->ndim + d];
         if (!fits) {
-            tfm__reject(o, "mask.%s is %s: does not broadcast to (batch, heads, queries, keys) = %s; a matrix by batch "
+            tfm__reject(o, "%s is %s: does not broadcast to (batch, heads, queries, keys) = %s; a matrix by batch "
                         "row needs a heads dimension of 1 (tfm_unsqueeze)", rows[i].name, tfm__describe(o, t),
                         tfm__describe_shape(o, 4, size));
             return 0;
@@ -13499,7 +13507,8 @@ static const tfm_tensor *tfm__weighted(tfm__op *o, const tfm_tensor *x, const tf
 
 static int tfm__weighted_check(tfm__op *o, const tfm_tensor *x, const tfm_tensor *weight, const tfm_tensor *bias,
                                const tfm_tensor *key_lengths) {
-    if (!tfm__optional(o, bias) || !tfm__optional(o, key_lengths) || !tfm__need_float(o, "x", x)) return 0;
+    if (!tfm__optional(o, "bias", bias) || !tfm__optional(o, "key_lengths", key_lengths)) return 0;
+    if (!tfm__need_float(o, "x", x)) return 0;
     if (x->ndim != 3 || weight->ndim != 2 || weight->shape[0] != 1 || weight->shape[1] != x->shape[2]
         || (bias && (bias->ndim != 1 || bias->shape[0] != 1))) {
         tfm__reject(o, "x is %s, weight is %s, bias is %s: expected (B, L, d), (1, d), (1)", tfm__describe(o, x),
@@ -13880,7 +13889,7 @@ TFM_API tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer,
     tfm__cache_job a;
     int64_t row;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_APPEND, 2, k, v)) return tfm__refused(c);
-    if (!tfm__optional(&o, counts) || !tfm__cache_check(&o, cache, layer)
+    if (!tfm__optional(&o, "counts", counts) || !tfm__cache_check(&o, cache, layer)
         || !tfm__cache_check_append(&o, cache, layer, k, v, counts)) {
         return tfm__refused(c);
     }
@@ -15903,7 +15912,7 @@ TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *
     memset(&j, 0, sizeof(j));
     if (rope) full = *rope;
     if (!tfm__enter(c, &o, TFM__OP_ROTARY, 1, x)) return NULL;
-    if (!tfm__optional(&o, positions)) return tfm__leave(&o, NULL);
+    if (!tfm__optional(&o, "positions", positions)) return NULL;
     if (!tfm__rotate_check(&o, x, positions)) return NULL;
     fault = tfm__rope_fault(&full, x->shape[3], text);
     if (!fault && start < 0) fault = "start may not be negative";
@@ -15943,7 +15952,7 @@ TFM_API tfm_tensor *tfm_rotary_apply(tfm_ctx *c, const tfm_tensor *x, const tfm_
     int n;
     memset(&j, 0, sizeof(j));
     if (!tfm__enter(c, &o, TFM__OP_ROTARY_APPLY, 3, x, cosine, sine)) return NULL;
-    if (!tfm__optional(&o, positions)) return tfm__leave(&o, NULL);
+    if (!tfm__optional(&o, "positions", positions)) return NULL;
     if (!tfm__rotate_check(&o, x, positions)) return NULL;
     n = cosine->ndim;
     if (cosine->dtype != TFM_F32 || sine->dtype != TFM_F32 || !tfm__same_shape(cosine, sine) ||
@@ -16497,10 +16506,7 @@ static tfm_tensor *tfm__mha_scratch(tfm_ctx *c, const tfm_mha *layer, const tfm_
 /* "query" must be (B, L, size). */
 static int tfm__sequence_ok(tfm_ctx *c, const char *who, const char *name, const tfm_tensor *t, int64_t size) {
     char text[128];
-    if (!tfm__alive(t)) {
-        tfm__fail(c, TFM_INVALID, "%s: %s was freed by a rewind", who, name);
-        return 0;
-    }
+    if (!tfm__usable(c, who, name, t)) return 0;
     if (t->ndim == 3 && t->shape[2] == size && tfm__is_float(t->dtype)) return 1;
     tfm__fail(c, TFM_INVALID, "%s: %s is %s: (batch, length, %lld) of f32, f16 or bf16 is expected", who, name,
               tfm__tensor_text(text, sizeof(text), t), (long long)size);
@@ -17268,14 +17274,7 @@ static tfm_tensor *tfm__side_embed(tfm_ctx *c, const tfm_transformer *t, const t
 /* The shape of one side's input. */
 static int tfm__side_ok(tfm_ctx *c, const char *who, const tfm__side *side, const tfm_tensor *input, int64_t d_model) {
     char text[128];
-    if (!input) {
-        tfm__fail(c, TFM_INVALID, "%s: the %s is NULL", who, side->name);
-        return 0;
-    }
-    if (!tfm__alive(input)) {
-        tfm__fail(c, TFM_INVALID, "%s: the %s was freed by a rewind", who, side->name);
-        return 0;
-    }
+    if (!tfm__usable(c, who, side->name, input)) return 0;
     if (!side->embedding->weight)
         return tfm__sequence_ok(c, who, side->name, input,
                                 side->projection->weight ? side->projection->weight->shape[1] : d_model);
@@ -17655,7 +17654,7 @@ TFM_API tfm_tensor *tfm_pool(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor *
     tfm__op o;
     tfm__scope s;
     if (!tfm__enter(c, &o, TFM__OP_POOL, 1, x)) return NULL;
-    if (!tfm__optional(&o, lengths)) return tfm__leave(&o, NULL);
+    if (!tfm__optional(&o, "lengths", lengths)) return NULL;
     if (x->ndim != 3) return tfm__reject(&o, "x is %s: (batch, length, size) is expected", tfm__describe(&o, x));
     if (!tfm__need_float(&o, "x", x)) return NULL;
     if (pooling < TFM_POOL_MEAN || pooling > TFM_POOL_MAX)
@@ -17927,8 +17926,10 @@ TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tens
     if (!tfm__session_given(c, "tfm_session_encode", s)) return tfm__verb_end(c);
     if (!s->cross) {
         tfm__fail(c, TFM_INVALID, "tfm_session_encode: a decoder-only model has no source");
-    } else if (!tfm__alive(source) || source->ndim < 2 || source->shape[0] != s->batch
-               || source->shape[1] > s->source_capacity) {
+    } else if (!tfm__usable(c, "tfm_session_encode", "source", source)
+               || (lengths && !tfm__usable(c, "tfm_session_encode", "lengths", lengths))) {
+        return tfm__verb_end(c);
+    } else if (source->ndim < 2 || source->shape[0] != s->batch || source->shape[1] > s->source_capacity) {
         char text[128];
         tfm__fail(c, TFM_INVALID, "tfm_session_encode: source is %s; the session takes (%lld, up to %lld)",
                   tfm__tensor_text(text, (int64_t)sizeof text, source), (long long)s->batch,
@@ -17949,14 +17950,14 @@ static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor
     char text[128];
     tfm_tensor *all;
     int64_t b;
-    if (!tfm__alive(ids) || ids->ndim < 2 || ids->shape[0] != s->batch) {
+    if (!tfm__usable(c, "tfm_session_feed", "ids", ids)) return NULL;
+    if (counts && !tfm__usable(c, "tfm_session_feed", "counts", counts)) return NULL;
+    if (ids->ndim < 2 || ids->shape[0] != s->batch) {
         tfm__fail(c, TFM_INVALID, "tfm_session_feed: ids is %s; the session takes (%lld, L)",
                   tfm__tensor_text(text, (int64_t)sizeof text, ids), (long long)s->batch);
         return NULL;
     }
-    if (counts
-        && (!tfm__alive(counts) || counts->ndim != 1 || counts->shape[0] != s->batch
-            || !tfm__is_index(counts->dtype))) {
+    if (counts && (counts->ndim != 1 || counts->shape[0] != s->batch || !tfm__is_index(counts->dtype))) {
         tfm__fail(c, TFM_INVALID, "tfm_session_feed: counts is %s, expected i64 or i32 (%lld)",
                   tfm__tensor_text(text, (int64_t)sizeof text, counts), (long long)s->batch);
         return NULL;
@@ -18224,8 +18225,9 @@ TFM_API tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sa
     memset(&s, 0, sizeof s);
     if (sampling) s = *sampling;
     mark = tfm_mark(c);
-    if (!tfm__alive(logits) || logits->dtype != TFM_F32 || logits->ndim < 1
-        || tfm_numel(logits) != logits->shape[logits->ndim - 1] || !tfm_numel(logits)) {
+    if (!tfm__usable(c, "tfm_sample", "logits", logits)) return tfm__verb_end(c);
+    if (logits->dtype != TFM_F32 || logits->ndim < 1 || tfm_numel(logits) != logits->shape[logits->ndim - 1]
+        || !tfm_numel(logits)) {
         char text[128];
         tfm__fail(c, TFM_INVALID, "tfm_sample: logits is %s, expected f32 (vocab)",
                   tfm__tensor_text(text, (int64_t)sizeof text, logits));

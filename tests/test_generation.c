@@ -298,6 +298,35 @@ Test(session, wrong_arguments_are_errors) {
     end(&u);
 }
 
+Test(session, tensors_that_are_dead_or_of_another_context_are_named) {
+    setup u = begin_batch(1);
+    tfm_ctx *other = tfm_create(NULL);
+    static const int64_t one[1] = {1};
+    tfm_tensor *ids = ids_of(u.c, text, 1, 3), *foreign = counts_of(other, one, 1), *dead;
+    tfm_marker mark = tfm_mark(u.c);
+    int64_t id;
+    dead = counts_of(u.c, one, 1);
+    tfm_rewind(u.c, mark);
+    cr_expect_null(tfm_session_feed(u.c, u.s, ids, foreign));
+    cr_expect_str_eq(tfm_error(u.c), "tfm_session_feed: counts belongs to another context");
+    tfm_clear(u.c);
+    cr_expect_null(tfm_session_feed(u.c, u.s, dead, NULL));
+    cr_expect_str_eq(tfm_error(u.c), "tfm_session_feed: ids is used after the rewind that freed it");
+    tfm_clear(u.c);
+    cr_expect_null(tfm_session_feed(u.c, u.s, NULL, NULL));
+    cr_expect_str_eq(tfm_error(u.c), "tfm_session_feed: ids is NULL");
+    tfm_clear(u.c);
+    cr_expect_eq(tfm_sample(u.c, dead, NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
+    cr_expect_str_eq(tfm_error(u.c), "tfm_sample: logits is used after the rewind that freed it");
+    tfm_clear(u.c);
+    cr_expect_null(tfm_keep(u.c, tfm_mark(u.c), foreign));
+    cr_expect_str_eq(tfm_error(u.c), "tfm_keep: t belongs to another context");
+    tfm_clear(u.c);
+    assert_made(u.c, tfm_session_feed(u.c, u.s, ids, NULL));
+    tfm_destroy(other);
+    end(&u);
+}
+
 /* ---- the next id ------------------------------------------------------------------------------------------------ */
 
 static tfm_ctx *context(void) {

@@ -534,6 +534,79 @@ Test(threads, a_second_thread_in_a_context_is_busy_and_harms_nothing) {
     tfm_destroy(c);
 }
 
+static void add_ones(void *arg, int i) {
+    tfm_ctx *c = (tfm_ctx *)arg;
+    (void)i;
+    (void)tfm_ones(c, TFM_SHAPE(2));
+}
+
+/* The op is left: else the context would belong to the thread that called it. */
+Test(threads, an_op_refused_for_a_dead_or_foreign_argument_gives_the_context_back) {
+    static const char *const name[] = {"mask.offsets", "mask.prefixes", "mask.key_lengths", "mask.query_lengths",
+        "mask.query_segments", "mask.key_segments", "mask.keep", "mask.ignore", "mask.nonzero", "mask.bias",
+        "mask.alibi_slopes", "mask.relative_bias", "mask.sinks"};
+    enum { FIELDS = sizeof name / sizeof name[0], OTHERS = 9 };
+    static const char *const other_name[OTHERS] = {"tfm_linear: bias", "tfm_layer_norm: weight", "tfm_layer_norm: bias",
+        "tfm_rotary: positions", "tfm_rotary_apply: positions", "tfm_pool: lengths", "tfm_weighted_pool: bias",
+        "tfm_weighted_sequence: key_lengths", "tfm_cache_append: counts"};
+    tfm_ctx *c = tfm_create(NULL), *d = tfm_create(NULL);
+    tfm_tensor *x = tfm_ones(c, TFM_SHAPE(1, 2, 3, 8)), *rows = tfm_ones(c, TFM_SHAPE(1, 3, 8));
+    tfm_tensor *w = tfm_ones(c, TFM_SHAPE(1, 8)), *table = tfm_ones(c, TFM_SHAPE(3, 4)), *stray[2];
+    tfm_tensor *segments = tfm_cast(c, tfm_ones(c, TFM_SHAPE(1, 3)), TFM_I64);
+    tfm_cache_options g;
+    tfm_cache *cache;
+    tfm_marker mark;
+    int i, kind;
+    memset(&g, 0, sizeof g);
+    g.layers = g.batch = 1;
+    g.heads = 2;
+    g.key_size = g.capacity = 8;
+    cache = tfm_cache_create(c, &g);
+    cr_assert_not_null(cache, "%s", tfm_error(c));
+    mark = tfm_mark(c);
+    stray[0] = tfm_ones(c, TFM_SHAPE(1));
+    tfm_rewind(c, mark);
+    stray[1] = tfm_ones(d, TFM_SHAPE(1));
+    for (kind = 0; kind < 2; kind++) {
+        const tfm_tensor *const t = stray[kind];
+        for (i = 0; i < FIELDS + OTHERS; i++) {
+            char expected[128];
+            tfm_attention_options o;
+            const tfm_tensor **const field[FIELDS] = {&o.mask.offsets, &o.mask.prefixes, &o.mask.key_lengths,
+                &o.mask.query_lengths, &o.mask.query_segments, &o.mask.key_segments, &o.mask.keep, &o.mask.ignore,
+                &o.mask.nonzero, &o.mask.bias, &o.mask.alibi_slopes, &o.mask.relative_bias, &o.mask.sinks};
+            memset(&o, 0, sizeof o);
+            if (i < FIELDS) *field[i] = t;
+            if (o.mask.offsets) o.mask.causal = TFM_CAUSAL_OFFSET;
+            if (o.mask.query_segments) o.mask.key_segments = segments;
+            else if (o.mask.key_segments) o.mask.query_segments = segments;
+            switch (i - FIELDS) {
+            case 0: (void)tfm_linear(c, x, w, t, TFM_ACT_NONE); break;
+            case 1: (void)tfm_layer_norm(c, x, t, NULL, NULL); break;
+            case 2: (void)tfm_layer_norm(c, x, NULL, t, NULL); break;
+            case 3: (void)tfm_rotary(c, x, NULL, 0, t); break;
+            case 4: (void)tfm_rotary_apply(c, x, table, table, t, 0); break;
+            case 5: (void)tfm_pool(c, rows, t, TFM_POOL_MEAN); break;
+            case 6: (void)tfm_weighted_pool(c, rows, w, t, NULL, NULL); break;
+            case 7: (void)tfm_weighted_sequence(c, rows, w, NULL, t, NULL); break;
+            case 8: cr_expect_eq(tfm_cache_append(c, cache, 0, x, x, t), TFM_INVALID); break;
+            default: (void)tfm_attention(c, x, x, x, &o); break;
+            }
+            snprintf(expected, sizeof expected, "%s%s %s", i < FIELDS ? "tfm_attention: " : "",
+                     i < FIELDS ? name[i] : other_name[i - FIELDS],
+                     kind ? "belongs to another context" : "is used after the rewind that freed it");
+            cr_expect(!strcmp(tfm_error(c), expected), "\"%s\", expected \"%s\"", tfm_error(c), expected);
+            tfm_clear(c);
+            on_threads(1, add_ones, c);
+            cr_expect_eq(tfm_status_of(c), TFM_OK, "%s: %s", expected, tfm_error(c));
+            tfm_clear(c);
+        }
+    }
+    tfm_cache_destroy(cache);
+    tfm_destroy(d);
+    tfm_destroy(c);
+}
+
 /* Many threads at one context all the time: each call works or is refused, and the context lives. */
 typedef struct crowd {
     tfm_ctx *c;
