@@ -13763,7 +13763,8 @@ static int tfm__cache_check(tfm__op *o, const tfm_cache *cache, int64_t layer) {
     return 0;
 }
 
-/* 1: a verb may change it. A real cache is left as it is in a dry run. */
+/* 1: a verb may change it. A real cache is left as it is in a dry run, which so cannot know how full the verbs before
+ * would have left it. */
 static int tfm__cache_writes(const tfm__op *o, const tfm_cache *cache) {
     return o->run || cache->dry;
 }
@@ -13867,7 +13868,7 @@ static int tfm__cache_check_append(tfm__op *o, const tfm_cache *cache, int64_t l
         }
     }
     for (row = 0; row < cache->batch; ++row) {
-        const int64_t held = cache->length[tfm__cache_at(cache, layer, row)];
+        const int64_t held = tfm__cache_writes(o, cache) ? cache->length[tfm__cache_at(cache, layer, row)] : 0;
         const int64_t count = tfm__cache_count(o->run ? counts : NULL, row, k->shape[2]);
         if (count < 0 || count > k->shape[2]) {
             tfm__reject(o, "counts[%lld] is %lld: expected 0 to %lld", (long long)row, (long long)count,
@@ -17870,6 +17871,11 @@ TFM_API int64_t tfm_session_length(const tfm_session *s, int64_t row) {
     return s && row >= 0 && row < s->batch ? tfm_cache_length(s->self, 0, row) : 0;
 }
 
+/* 1: a dry run over a real session, which leaves it as it is. */
+static int tfm__session_measured(const tfm_session *s, const tfm_ctx *c) {
+    return c->dry && !s->self->dry;
+}
+
 /* The error of a session that is NULL. */
 static int tfm__session_given(tfm_ctx *c, const char *who, const tfm_session *s) {
     if (!s) tfm__fail(c, TFM_INVALID, "%s: session is NULL", who);
@@ -17935,10 +17941,14 @@ TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tens
                   tfm__tensor_text(text, (int64_t)sizeof text, source), (long long)s->batch,
                   (long long)s->source_capacity);
     } else {
-        tfm_session_reset(s);
+        const int measured = tfm__session_measured(s, c);
+        if (!measured) tfm_session_reset(s);
         memory = tfm_transformer_encode(c, &s->model, source, &o);
-        if (memory && tfm_decoder_memory(c, &s->model.decoder, memory, s->cross, lengths) == TFM_OK) s->encoded = 1;
-        else tfm_session_reset(s);
+        if (memory && tfm_decoder_memory(c, &s->model.decoder, memory, s->cross, lengths) == TFM_OK) {
+            s->encoded |= !measured;
+        } else if (!measured) {
+            tfm_session_reset(s);
+        }
     }
     if (!tfm__failed(c) && !tfm__recording(c)) tfm_rewind(c, mark);
     return tfm__verb_end(c);
@@ -17962,12 +17972,12 @@ static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor
                   tfm__tensor_text(text, (int64_t)sizeof text, counts), (long long)s->batch);
         return NULL;
     }
-    if (s->cross && !s->encoded) {
+    if (s->cross && !s->encoded && !tfm__session_measured(s, c)) {
         tfm__fail(c, TFM_INVALID, "tfm_session_feed: nothing has been encoded (tfm_session_encode)");
         return NULL;
     }
     all = tfm__tensor(c, TFM_I64, 1, &s->batch);
-    for (b = 0; all && b < s->batch; b++) {
+    for (b = 0; all && b < s->batch; b++) { /* a measurement does not know counts */
         const int64_t n =
             counts && !c->dry ? tfm__id_at(counts->dtype, counts->data, b * counts->stride[0]) : ids->shape[1];
         s->before[b] = tfm_session_length(s, b);
@@ -17977,7 +17987,7 @@ static tfm_tensor *tfm__feed_counts(tfm_ctx *c, tfm_session *s, const tfm_tensor
                       (long long)n, (long long)ids->shape[1]);
             return NULL;
         }
-        if (n > s->capacity - s->before[b] && !(counts && c->dry)) { /* a measurement does not know counts */
+        if (n > s->capacity - s->before[b] && !(counts && c->dry) && !tfm__session_measured(s, c)) {
             tfm__fail(c, TFM_INVALID, "tfm_session_feed: row %lld holds %lld of %lld positions: %lld more do not fit",
                       (long long)b, (long long)s->before[b], (long long)s->capacity, (long long)n);
             return NULL;

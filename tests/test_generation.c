@@ -257,6 +257,48 @@ Test(session, a_source_is_needed_and_padding_is_not_seen) {
     end(&u);
 }
 
+/* A dry run asks what calls would need; the session goes on as if it had not been asked. */
+Test(session, measuring_leaves_a_session_as_it_is) {
+    static const int64_t start[1] = {1};
+    setup u;
+    tfm_session *s, *twin;
+    tfm_memory m;
+    tfm_tensor *y[2];
+    tfm_options o;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    u.c = tfm_create(&o);
+    u.p = tfm_params_create(u.c);
+    small_translator(u.c, u.p, &u.model);
+    u.s = s = session_of(&u, 1, 4);
+    twin = session_of(&u, 1, 4);
+    for (i = 0; i < 3; i++) { /* of a new session, of one that is under way, of a full one */
+        tfm_measure_begin(u.c);
+        assert_ok(u.c, tfm_session_encode(u.c, s, ids_of(u.c, text, 1, 4), NULL));
+        assert_made(u.c, tfm_session_feed(u.c, s, ids_of(u.c, start, 1, 1), NULL));
+        assert_ok(u.c, tfm_session_truncate(u.c, s, -1, 0));
+        assert_ok(u.c, tfm_measure_end(u.c, &m));
+        cr_expect_gt(m.arena_peak, 0);
+        if (i == 0) {
+            assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, start, 1, 1), NULL), TFM_INVALID);
+            assert_ok(u.c, tfm_session_encode(u.c, s, ids_of(u.c, text + 2, 1, 3), NULL));
+            assert_ok(u.c, tfm_session_encode(u.c, twin, ids_of(u.c, text + 2, 1, 3), NULL));
+        }
+        if (i == 2) break;
+        y[0] = tfm_session_feed(u.c, s, ids_of(u.c, text + 2 * i, 1, 2), NULL);
+        y[1] = tfm_session_feed(u.c, twin, ids_of(u.c, text + 2 * i, 1, 2), NULL);
+        assert_made(u.c, y[0]);
+        assert_made(u.c, y[1]);
+        assert_same_bytes(y[0]->data, y[1]->data, VOCAB * 4);
+        cr_expect_eq(tfm_session_length(s, 0), 2 * i + 2);
+    }
+    assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, start, 1, 1), NULL), TFM_INVALID);
+    cr_expect_eq(tfm_session_length(s, 0), 4);
+    tfm_session_destroy(twin);
+    end(&u);
+}
+
 Test(session, wrong_arguments_are_errors) {
     setup u = begin_batch(1);
     tfm_session_options o;
