@@ -315,8 +315,8 @@ TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed);
 
 /* Memory. Results of ops live in the context's arena until a rewind below them or tfm_destroy. All three rewind or mark
  * with an error set too, so a loop gets its memory back after a failed step (tfm_keep then gives NULL). Marks nest:
- * rewinding to one makes those behind it invalid, and using such a mark, or another context's, is an error. Memory goes
- * back to the arena, not to the allocator: a repeated step takes none. */
+ * rewinding to one makes those behind it invalid, and using a mark whose tensors are gone, or another context's, is an
+ * error. Memory goes back to the arena, not to the allocator: a repeated step takes none. */
 typedef struct tfm_marker { int64_t position[4]; } tfm_marker;
 TFM_API tfm_marker tfm_mark(tfm_ctx *c);                       /* remembers the arena's top */
 /* Frees all results made since. Using such a tensor afterwards is an error; texts and arrays are simply gone. Refused
@@ -8202,6 +8202,7 @@ static tfm_tensor *tfm__leave(tfm__op *o, tfm_tensor *y) {
     if (tfm__failed(c)) y = NULL;
     if (y && o->requires_grad && y == o->result && tfm__is_float(y->dtype)) y = tfm__record(o, y);
     if (c->profile) tfm__clock_out(o, y);
+    if (tfm__failed(c)) y = NULL; /* no memory for the profile's row */
     c->op = o->outer;
     tfm__release(c);
     return y;
@@ -8948,7 +8949,7 @@ TFM_API tfm_tensor *tfm_uniform(tfm_ctx *c, tfm_shape shape, float low, float hi
     tfm_tensor *y;
     uint64_t stream;
     if (!tfm__enter(c, &o, TFM__OP_UNIFORM, 0)) return NULL;
-    if (!(low <= high) || tfm__isinf(high - low)) {
+    if (!(low <= high) || tfm__isinf(low) || tfm__isinf(high - low)) {
         return tfm__reject(&o, "low is %g, high is %g: expected low <= high, both finite", (double)low, (double)high);
     }
     y = tfm__result(&o, TFM_F32, shape.ndim, shape.dim);
@@ -9013,7 +9014,7 @@ static tfm_tensor *tfm__wrap_checked(tfm_ctx *c, int op, int dtype, tfm_shape sh
         }
     }
     y = tfm__wrap(c, dtype, shape.ndim, shape.dim, data);
-    for (i = 0; y && strided && i < shape.ndim; ++i) y->stride[i] = stride[i];
+    for (i = 0; y && strided && numel && i < shape.ndim; ++i) y->stride[i] = stride[i];
     return tfm__leave(&o, y);
 }
 
@@ -9386,14 +9387,19 @@ TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype) {
 /* What tfm_copy and tfm_set may write: strided memory of the context, or of a parameter between tfm_params_write_begin
  * and _end (its generation is 2 then), that the tape does not read. */
 static int tfm__need_writable(tfm__op *o, const char *name, const tfm_tensor *t) {
-    int i;
+    int i, j;
     if (t->layout != TFM_STRIDED || (tfm__is_parameter(t) && t->generation != 2)) {
         tfm__reject(o, "%s is a parameter: write it between tfm_params_write_begin and tfm_params_write_end", name);
         return 0;
     }
-    for (i = 0; i < t->ndim; ++i) {
-        if (t->shape[i] > 1 && t->stride[i] == 0) {
-            tfm__reject(o, "%s is %s: elements of dim %d share their memory", name, tfm__describe(o, t), i);
+    for (i = 0; i < t->ndim && tfm_numel(t); ++i) {
+        int64_t reach = 0; /* of the dims with smaller strides, which a step of this one must leave behind */
+        for (j = 0; j < t->ndim; ++j) {
+            if (t->stride[j] < t->stride[i] || (t->stride[j] == t->stride[i] && j < i))
+                reach += (t->shape[j] - 1) * t->stride[j];
+        }
+        if (t->shape[i] > 1 && t->stride[i] <= reach) {
+            tfm__reject(o, "%s is %s: elements of dim %d share their memory with others", name, tfm__describe(o, t), i);
             return 0;
         }
     }
@@ -13906,7 +13912,8 @@ TFM_API tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer,
     o.bytes = 2.0 * (double)(cache->batch * cache->heads * a.most * (cache->key_size
                                                                      + cache->value_size) * cache->size);
     if (o.run && a.most > 0) tfm__for(c, cache->batch * cache->heads, 1, o.bytes, tfm__cache_append_task, &a);
-    for (row = 0; tfm__cache_writes(&o, cache) && !tfm__cancelled(c) && row < cache->batch; ++row) {
+    o.whole = !tfm__cancelled(c); /* all rows or none */
+    for (row = 0; tfm__cache_writes(&o, cache) && o.whole && row < cache->batch; ++row) {
         const int64_t at = tfm__cache_at(cache, layer, row);
         cache->start[at] = cache->length[at];
         cache->length[at] = tfm__min64(cache->length[at] + tfm__cache_count(o.run ? counts : NULL, row, a.most),

@@ -153,6 +153,24 @@ Test(context, all_memory_comes_from_the_users_allocator_and_goes_back) {
     assert_no_leak(&m);
 }
 
+Test(context, an_op_whose_profile_finds_no_memory_fails) {
+    test_memory m = test_memory_new();
+    tfm_options o = no_options();
+    tfm_ctx *c;
+    tfm_tensor *x;
+    o.allocator = test_allocator(&m);
+    o.threads = 1;
+    c = context_with(&o);
+    x = tfm_ones(c, TFM_SHAPE(3));
+    tfm_profile_start(c);
+    m.fail_at = m.calls;
+    assert_refused(c, tfm_add(c, x, x), TFM_OOM);
+    m.fail_at = -1;
+    assert_made(c, tfm_add(c, x, x));
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
 Test(context, an_isa_is_what_was_asked_or_a_clear_error) {
     tfm_options o = no_options();
     int i;

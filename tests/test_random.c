@@ -124,6 +124,16 @@ Test(random, numbers_are_the_same_on_every_platform) {
     }
 }
 
+Test(random, uniform_needs_finite_bounds) {
+    static const float bounds[][2] = {{INFINITY, INFINITY}, {-INFINITY, -INFINITY}, {0, INFINITY}, {-INFINITY, 0},
+                                      {NAN, 1}, {0, NAN}, {1, 0}, {-3e38f, 3e38f}};
+    tfm_ctx *c = seeded(5, 1, "scalar");
+    size_t i;
+    for (i = 0; i < sizeof bounds / sizeof bounds[0]; i++)
+        assert_refused(c, tfm_uniform(c, TFM_SHAPE(3), bounds[i][0], bounds[i][1]), TFM_INVALID);
+    tfm_destroy(c);
+}
+
 /* -- independence of how they are asked for ------------------------------------------------------------------------ */
 
 Test(random, numbers_do_not_depend_on_threads_isa_or_shape) {

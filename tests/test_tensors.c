@@ -372,6 +372,36 @@ Test(copy, into_a_tensor_broadcasts_casts_and_takes_overlaps) {
     tfm_destroy(c);
 }
 
+/* Elements that share memory would hold whichever thread wrote last. */
+Test(copy, into_a_layout_that_overlaps_itself_is_refused) {
+    static const struct { int64_t shape[3], stride[3]; int fine; } row[] = {
+        {{2, 5, 1}, {1, 1, 0}, 0}, {{2, 5, 1}, {4, 1, 0}, 0}, {{2, 5, 3}, {15, 2, 5}, 0}, {{2, 5, 1}, {5, 1, 0}, 1},
+        {{2, 5, 3}, {1, 6, 2}, 1}, {{2, 1, 3}, {3, 0, 1}, 1}, {{2, 5, 3}, {40, 7, 2}, 1}, {{0, 5, 3}, {1, 1, 1}, 1},
+    };
+    tfm_ctx *c = context(1);
+    static float data[256];
+    int i;
+    for (i = 0; i < (int)(sizeof row / sizeof row[0]); i++) {
+        tfm_tensor *t = tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(row[i].shape[0], row[i].shape[1], row[i].shape[2]),
+                                         row[i].stride, data);
+        assert_made(c, t);
+        if (row[i].fine) assert_ok(c, tfm_copy(c, t, tfm_full(c, TFM_F32, TFM_SHAPE(1), i)));
+        else assert_verb_refused(c, tfm_copy(c, t, tfm_full(c, TFM_F32, TFM_SHAPE(1), i)), TFM_INVALID);
+    }
+    tfm_destroy(c);
+}
+
+Test(view, of_an_empty_tensor_with_strides_beyond_memory) {
+    static const int64_t far[2] = {INT64_MAX, INT64_MAX};
+    tfm_ctx *c = context(1);
+    tfm_tensor *t = tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(5, 0), far, NULL);
+    assert_made(c, t);
+    assert_made(c, tfm_narrow(c, t, 0, 3, 1)); /* no position of it overflows */
+    assert_made(c, tfm_slice(c, t, 0, 1, 5, 2));
+    cr_expect_eq(tfm_numel(tfm_contiguous(c, tfm_transpose(c, t, 0, 1))), 0);
+    tfm_destroy(c);
+}
+
 Test(copy, cat_and_stack_join_any_dtype_and_layout) {
     tfm_ctx *c = context(2);
     int dtype, layout, dim;
