@@ -2136,10 +2136,11 @@ TFM__UNUSED static void *tfm__arena_alloc(tfm_ctx *c, int64_t bytes) {
     return p;
 }
 
-/* The same zeroed, and real in a dry run too (until its end): for structs, strings, the tape. */
-static void *tfm__arena_meta(tfm_ctx *c, int64_t bytes) {
+/* The same zeroed, and of it the first `touched` bytes real in a dry run too (until its end). */
+static void *tfm__arena_meta_part(tfm_ctx *c, int64_t bytes, int64_t touched) {
     char *p = tfm__arena_place(c, bytes);
     if (p && c->dry) {
+        bytes = touched;
         p = (char *)tfm__take(c, bytes + TFM__ALIGN); /* the first line links them */
         if (p) {
             memcpy(p, &c->dry_meta, sizeof c->dry_meta);
@@ -2151,6 +2152,9 @@ static void *tfm__arena_meta(tfm_ctx *c, int64_t bytes) {
     else tfm__fail_memory(c, bytes);
     return p;
 }
+
+/* For structs, strings, the tape. */
+static void *tfm__arena_meta(tfm_ctx *c, int64_t bytes) { return tfm__arena_meta_part(c, bytes, bytes); }
 
 /* Takes the top back to a place; what is behind it is poisoned by tfm__arena_poison once nothing is moved any more. */
 static void tfm__arena_back(tfm__arena *a, int chunk, int64_t offset) {
@@ -18248,14 +18252,14 @@ TFM_API tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, const tfm_sa
         char text[128];
         tfm__fail(c, TFM_INVALID, "tfm_sample: logits is %s, expected f32 (vocab)",
                   tfm__tensor_text(text, (int64_t)sizeof text, logits));
-    } else if (!id || count < 0 || (count && !ids) || c->dry) {
-        tfm__fail(c, TFM_INVALID, "tfm_sample: id or ids is NULL, count negative, or logits made while measuring");
+    } else if (!id || count < 0 || (count && !ids)) {
+        tfm__fail(c, TFM_INVALID, "tfm_sample: id or ids is NULL, or count negative");
     } else if (tfm__sampling_ok(c, &s, tfm_numel(logits)) && tfm__chooser_new(c, &h, tfm_numel(logits))) {
         h.row = (int64_t)stream;
         h.stream = stream;
         h.step = step;
         row = (float *)tfm__arena_meta(c, h.vocab * (int64_t)sizeof *row);
-        if (row && tfm_read(c, logits, row, h.vocab) == TFM_OK)
+        if (row && tfm_read(c, logits, row, h.vocab) == TFM_OK) /* zeros in a dry run */
             tfm__pick_id(c, &h, row, &s, ids, count, id, log_probability);
     }
     if (!tfm__failed(c)) tfm_rewind(c, mark);
@@ -18309,7 +18313,7 @@ static int tfm__generator_feed(tfm__generator *g, const int64_t *ids, const int6
     for (b = 0; b < g->rows && !c->dry; b++)
         if (take[b])
             memcpy(g->logits + b * g->vocab, (const float *)y->data + b * g->vocab, (size_t)g->vocab * sizeof(float));
-    tfm_rewind(c, mark);
+    if (!tfm__recording(c)) tfm_rewind(c, mark); /* a head may be recorded */
     return 1;
 }
 
@@ -18336,14 +18340,17 @@ static int tfm__generator_prompts(tfm__generator *g, const tfm_prompt *prompts, 
         }
         if (!tfm__generator_feed(g, ids, counts, chunk, take)) return 0;
     }
-    tfm_rewind(g->c, mark);
+    if (!tfm__recording(g->c)) tfm_rewind(g->c, mark);
     return 1;
 }
+
+/* Of `limit` steps those that a dry run takes: all steps are alike. */
+static int64_t tfm__steps_run(const tfm_ctx *c, int64_t limit) { return c->dry ? tfm__min64(limit, 2) : limit; }
 
 /* What every row needs until the end, so that a step takes no memory. 0: the error is set. */
 static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
     tfm_ctx *c = g->c;
-    int64_t b, k, bytes = 0;
+    int64_t b, k, room, bytes = 0;
     for (k = 0; k < g->o->stop_string_count; k++)
         g->longest_stop = tfm__max64(g->longest_stop, (int64_t)strlen(g->o->stop_strings[k]));
     g->row = (tfm__stream *)tfm__arena_meta(c, g->rows * (int64_t)sizeof *g->row);
@@ -18361,12 +18368,14 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
                       (long long)b, (long long)r->prompt, (long long)(left + r->prompt));
             return 0;
         }
-        r->limit = left + 1; /* the last id need not be fed */
-        if (g->o->max_new) r->limit = tfm__min64(r->limit, g->o->max_new);
-        if (c->dry) r->limit = tfm__min64(r->limit, 2); /* all steps are alike */
+        room = left + 1; /* the last id need not be fed */
+        if (g->o->max_new) room = tfm__min64(room, g->o->max_new);
+        r->limit = tfm__steps_run(c, room);
         g->most = tfm__max64(g->most, r->limit);
-        r->ids = (int64_t *)tfm__arena_meta(c, (r->prompt + r->limit) * (int64_t)sizeof *r->ids);
-        r->log_probabilities = (float *)tfm__arena_meta(c, r->limit * (int64_t)sizeof(float));
+        r->ids = (int64_t *)tfm__arena_meta_part(c, (r->prompt + room) * (int64_t)sizeof *r->ids,
+                                                 (r->prompt + r->limit) * (int64_t)sizeof *r->ids);
+        r->log_probabilities = (float *)tfm__arena_meta_part(c, room * (int64_t)sizeof(float),
+                                                             r->limit * (int64_t)sizeof(float));
         if (!r->ids || !r->log_probabilities) return 0;
         memcpy(r->ids, prompts[b].ids, (size_t)r->prompt * sizeof *r->ids);
         /* Equal prompts get draws of their own; a prompt's first row has those of running alone. */
@@ -18521,9 +18530,14 @@ static int tfm__prompts_ok(tfm_ctx *c, const char *who, const tfm_session *s, co
 /* What comes out can go in: a head, and ids as input. */
 static int tfm__session_speaks(tfm_ctx *c, const char *who, const tfm_session *s) {
     const tfm_transformer_config *g = &s->model.config;
-    if (g->outputs && g->target_vocab) return 1;
-    tfm__fail(c, TFM_INVALID, "%s: the model has no %s: it cannot generate ids", who,
-              g->outputs ? "target_vocab" : "head");
+    if (g->outputs && g->outputs <= g->target_vocab) return 1;
+    if (g->outputs && g->target_vocab) {
+        tfm__fail(c, TFM_INVALID, "%s: the model has %lld outputs, but a target_vocab of %lld: not all can be fed", who,
+                  (long long)g->outputs, (long long)g->target_vocab);
+    } else {
+        tfm__fail(c, TFM_INVALID, "%s: the model has no %s: it cannot generate ids", who,
+                  g->outputs ? "target_vocab" : "head");
+    }
     return 0;
 }
 
@@ -18595,7 +18609,8 @@ typedef struct tfm__step { double sum; float log_probability; int64_t beam, id; 
 typedef struct tfm__search {
     tfm__generator g;                  /* feeding; its rows are prompts x beams */
     const tfm_beam_options *o;
-    int64_t prompts, beams, best, limit;
+    int64_t prompts, beams, best;
+    int64_t most, *limit;              /* steps of all, and of each prompt */
     tfm__beam *live, *next;            /* (prompts, beams) */
     tfm__beam *finished;               /* (prompts, best), best score first */
     tfm__step *steps;                  /* the best ways to go on, of one prompt at a time */
@@ -18687,7 +18702,7 @@ static int tfm__steps_collect(tfm__search *q, int64_t prompt) {
  * most is known. */
 static int tfm__search_over(const tfm__search *q, int64_t prompt, int64_t length) {
     const tfm__beam *worst = &q->finished[prompt * q->best + q->best - 1];
-    const double first = tfm__length_penalty(q->o, length + 1), last = tfm__length_penalty(q->o, q->limit),
+    const double first = tfm__length_penalty(q->o, length + 1), last = tfm__length_penalty(q->o, q->limit[prompt]),
                  most = first > last ? first : last;
     int64_t b, alive = 0;
     for (b = 0; b < q->beams; b++) {
@@ -18717,10 +18732,9 @@ static int tfm__search_step(tfm__search *q, int64_t prompt, int64_t length) {
         const tfm__beam *from = &q->live[base + step->beam];
         if (tfm__id_among(step->id, q->o->stop_ids, q->o->stop_id_count)) {
             if (i < q->beams) tfm__beam_finish(q, prompt, from, step, TFM_STOP_ID);
-        } else if (length + 1 == q->limit) {
-            if (i < q->beams)
-                tfm__beam_finish(q, prompt, from, step,
-                                 q->o->max_new && q->limit == q->o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY);
+        } else if (length + 1 == q->limit[prompt]) {
+            const int reason = length + 1 == q->o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY;
+            if (i < q->beams) tfm__beam_finish(q, prompt, from, step, reason);
         } else {
             tfm__beam_extend(&q->next[base + used], from, step);
             q->from[base + used++] = base + step->beam;
@@ -18730,16 +18744,17 @@ static int tfm__search_step(tfm__search *q, int64_t prompt, int64_t length) {
 }
 
 static int tfm__beams_new(tfm_ctx *c, tfm__beam **list, int64_t count, int64_t length) {
+    const int64_t id = (int64_t)(sizeof(int64_t) + sizeof(float)), touched = tfm__steps_run(c, length);
     int64_t i, ids = 0, bytes = 0;
     char *memory = NULL;
     *list = (tfm__beam *)tfm__arena_meta(c, count * (int64_t)sizeof **list);
     if (!*list) return 0;
-    if (tfm__mul(count, length, &ids) && tfm__mul(ids, (int64_t)(sizeof(int64_t) + sizeof(float)), &bytes))
-        memory = (char *)tfm__arena_meta(c, bytes);
+    if (tfm__mul(count, length, &ids) && tfm__mul(ids, id, &bytes))
+        memory = (char *)tfm__arena_meta_part(c, bytes, count * touched * id);
     else tfm__fail(c, TFM_OOM, "tfm_beam_search: %lld beams of %lld ids", (long long)count, (long long)length);
     for (i = 0; memory && i < count; i++) {
-        (*list)[i].ids = (int64_t *)(void *)memory + i * length;
-        (*list)[i].log_probabilities = (float *)(void *)((int64_t *)(void *)memory + ids) + i * length;
+        (*list)[i].ids = (int64_t *)(void *)memory + i * touched;
+        (*list)[i].log_probabilities = (float *)(void *)((int64_t *)(void *)memory + count * touched) + i * touched;
     }
     return memory != NULL;
 }
@@ -18748,18 +18763,23 @@ static int tfm__beams_new(tfm_ctx *c, tfm__beam **list, int64_t count, int64_t l
 static int tfm__search_new(tfm__search *q, const tfm_prompt *prompts) {
     tfm_ctx *c = q->g.c;
     tfm_prompt *all;
-    int64_t row, rows = q->g.rows, longest = 0, bytes = 0;
-    for (row = 0; row < rows; row++)
-        longest = tfm__max64(longest, prompts[row / q->beams].count + tfm_session_length(q->g.s, row));
-    q->limit = q->g.s->capacity - longest + 1;
-    if (q->limit < 1) {
-        tfm__fail(c, TFM_INVALID,
-                  "tfm_beam_search: the session has room for %lld positions, the longest prompt ends at %lld",
-                  (long long)q->g.s->capacity, (long long)longest);
-        return 0;
+    int64_t row, rows = q->g.rows, room = 0, bytes = 0;
+    q->limit = (int64_t *)tfm__arena_meta(c, q->prompts * (int64_t)sizeof *q->limit);
+    if (!q->limit) return 0;
+    for (row = 0; row < rows; row++) {
+        const int64_t prompt = row / q->beams, end = prompts[prompt].count + tfm_session_length(q->g.s, row);
+        int64_t limit = q->g.s->capacity - end + 1;
+        if (limit < 1) {
+            tfm__fail(c, TFM_INVALID,
+                      "tfm_beam_search: the session has room for %lld positions, prompt %lld ends at %lld",
+                      (long long)q->g.s->capacity, (long long)prompt, (long long)end);
+            return 0;
+        }
+        if (q->o->max_new) limit = tfm__min64(limit, q->o->max_new);
+        if (row % q->beams == 0 || limit < q->limit[prompt]) q->limit[prompt] = limit;
     }
-    if (q->o->max_new) q->limit = tfm__min64(q->limit, q->o->max_new);
-    if (c->dry) q->limit = tfm__min64(q->limit, 2);
+    for (row = 0; row < q->prompts; row++) room = tfm__max64(room, q->limit[row]);
+    q->most = tfm__steps_run(c, room);
     if (!tfm__mul(q->beams, q->o->stop_id_count + 1, &q->step_room) || !tfm__mul(rows, q->g.vocab, &bytes) ||
         !tfm__mul(bytes, (int64_t)sizeof(float), &bytes) || q->step_room > INT64_MAX / 64) {
         tfm__fail(c, TFM_INVALID, "tfm_beam_search: too many beams or stop ids");
@@ -18772,8 +18792,8 @@ static int tfm__search_new(tfm__search *q, const tfm_prompt *prompts) {
     all = (tfm_prompt *)tfm__arena_meta(c, rows * (int64_t)sizeof *all);
     if (!q->g.logits || !q->steps || !q->from || !q->ended || !all || !tfm__chooser_new(c, &q->g.choice, q->g.vocab))
         return 0;
-    if (!tfm__beams_new(c, &q->live, rows, q->limit) || !tfm__beams_new(c, &q->next, rows, q->limit) ||
-        !tfm__beams_new(c, &q->finished, q->prompts * q->best, q->limit))
+    if (!tfm__beams_new(c, &q->live, rows, room) || !tfm__beams_new(c, &q->next, rows, room) ||
+        !tfm__beams_new(c, &q->finished, q->prompts * q->best, room))
         return 0;
     for (row = 0; row < rows; row++) {
         all[row] = prompts[row / q->beams];
@@ -18790,7 +18810,7 @@ static int tfm__search_run(tfm__search *q) {
     unsigned char *take = (unsigned char *)tfm__arena_meta(c, rows);
     int64_t length, prompt, row, active, moved;
     if (!ids || !counts || !take) return 0;
-    for (length = 0; length < q->limit; length++) {
+    for (length = 0; length < q->most; length++) {
         tfm__beam *swap = q->live;
         for (prompt = 0; prompt < q->prompts && !c->dry; prompt++)
             if (!q->ended[prompt] && !tfm__search_step(q, prompt, length)) return 0;
@@ -18811,7 +18831,7 @@ static int tfm__search_run(tfm__search *q) {
         /* the keys and values of the source are the same in all rows of a prompt */
         if (moved && tfm_cache_reorder(c, q->g.s->self, q->from, rows) != TFM_OK) return 0;
         if (!tfm__generator_feed(&q->g, ids, counts, 1, take)) return 0;
-        if (tfm__progress(c, "beam search", length + 1, q->limit)) {
+        if (tfm__progress(c, "beam search", length + 1, q->most)) {
             tfm__fail(c, TFM_CANCELLED, "tfm_beam_search: cancelled");
             return 0;
         }
@@ -21048,8 +21068,10 @@ static tfm_status tfm__lines_encode(tfm_ctx *c, const tfm_tokenizer *t, const ch
     return TFM_OK;
 }
 
+/* -1: the vocabulary has none. */
 static int64_t tfm__token_special(const tfm_tokenizer *t, int end) {
-    if (t->kind == TFM__TOKENS_LLAMA2C) return end ? TFM__LLAMA2C_END : TFM__LLAMA2C_BEGIN;
+    const int64_t id = end ? TFM__LLAMA2C_END : TFM__LLAMA2C_BEGIN;
+    if (t->kind == TFM__TOKENS_LLAMA2C) return id < t->size ? id : -1;
     return tfm_tokenizer_find(t, end ? "</s>" : "<s>");
 }
 
@@ -21097,7 +21119,7 @@ TFM_API const char *tfm_tokenizer_piece(const void *tokenizer, int64_t previous,
     if (!t || id < 0 || id >= t->size) return "";
     s = tfm__token(t, id);
     if (t->kind == TFM__TOKENS_LINES) {
-        if (previous >= 0) s--;
+        if (previous >= 0 && previous != tfm__token_special(t, 0)) s--;
     } else {
         if (previous == TFM__LLAMA2C_BEGIN && s[0] == ' ') s++;
         if (!strncmp(s, "<0x", 3) && (high = tfm__hex_digit(s[3])) >= 0 && (low = tfm__hex_digit(s[4])) >= 0

@@ -839,6 +839,60 @@ Test(generate, measuring_says_what_it_takes) {
     end(&u);
 }
 
+/* To the byte, with steps that are not run. */
+Test(generate, measuring_foretells_the_arena_of_all_steps) {
+    int beams;
+    for (beams = 0; beams < 2; beams++) {
+        enum { LONG = 300 };
+        setup u = begin_batch(1);
+        tfm_session *s = NULL;
+        tfm_sequence out[2];
+        tfm_memory need, used;
+        tfm_generate_options g;
+        tfm_beam_options o;
+        tfm_status status;
+        int dry;
+        memset(&g, 0, sizeof g);
+        memset(&o, 0, sizeof o);
+        o.beams = 2;
+        for (dry = 1; dry >= 0; dry--) {
+            if (dry) tfm_measure_begin(u.c);
+            else tfm_memory_reset(u.c);
+            s = session_of(&u, 2, LONG);
+            status = beams ? tfm_beam_search(u.c, s, prompts, 1, &o, out) : tfm_generate(u.c, s, prompts, 2, &g, out);
+            assert_ok(u.c, status);
+            tfm_session_destroy(s);
+            if (dry) assert_ok(u.c, tfm_measure_end(u.c, &need));
+        }
+        used = tfm_memory_usage(u.c);
+        cr_expect_eq(out[0].count, LONG - prompts[0].count + 1);
+        cr_expect_eq(need.arena_peak, used.arena_peak, "%lld were foretold, %lld used", (long long)need.arena_peak,
+                     (long long)used.arena_peak);
+        end(&u);
+    }
+}
+
+Test(generate, a_loop_of_ones_own_can_be_measured) {
+    setup u = begin_batch(1);
+    tfm_session *s;
+    tfm_memory need;
+    tfm_sampling p;
+    int64_t id = text[0], step;
+    memset(&p, 0, sizeof p);
+    p.temperature = 0.7f;
+    tfm_measure_begin(u.c);
+    s = session_of(&u, 1, CAPACITY);
+    for (step = 0; step < 3; step++) {
+        tfm_tensor *y = tfm_session_feed(u.c, s, ids_of(u.c, &id, 1, 1), NULL);
+        assert_ok(u.c, tfm_sample(u.c, y, &p, &id, 1, 0, (uint64_t)step, &id, NULL));
+        cr_expect(id >= 0 && id < VOCAB);
+    }
+    tfm_session_destroy(s);
+    assert_ok(u.c, tfm_measure_end(u.c, &need));
+    cr_expect_gt(need.arena_peak, 0);
+    end(&u);
+}
+
 /* What rows hold and take is not known then: it may be less than all of them could. */
 Test(generate, measuring_a_ragged_batch_asks_for_no_more_room_than_there_is) {
     static const int64_t counts[] = {30, 0}, ids[60] = {0};
@@ -958,6 +1012,13 @@ Test(generate, needs_a_head) {
     tfm_sequence out;
     config.no_head = 1;
     assert_ok(u.c, tfm_transformer_init(u.c, p, "", &config, &model));
+    s = tfm_session_create(u.c, &model, NULL);
+    cr_assert_not_null(s, "%s", tfm_error(u.c));
+    assert_verb_refused(u.c, tfm_generate(u.c, s, prompts, 1, NULL, &out), TFM_INVALID);
+    tfm_session_destroy(s);
+    config.no_head = 0;
+    config.outputs = VOCAB + 1; /* the last one could not be fed */
+    assert_ok(u.c, tfm_transformer_init(u.c, p, "other", &config, &model));
     s = tfm_session_create(u.c, &model, NULL);
     cr_assert_not_null(s, "%s", tfm_error(u.c));
     assert_verb_refused(u.c, tfm_generate(u.c, s, prompts, 1, NULL, &out), TFM_INVALID);
@@ -1348,6 +1409,26 @@ Test(beam, ends_at_capacity) {
     assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, &out));
     cr_expect_eq(out.count, 6 - 3 + 1);
     cr_expect_eq(out.reason, TFM_STOP_CAPACITY);
+    tfm_session_destroy(s);
+    end(&u);
+}
+
+Test(beam, room_is_that_of_each_prompt) {
+    setup u = begin_batch(1);
+    tfm_session *s = session_of(&u, 4, 9), *alone = session_of(&u, 2, 9);
+    tfm_beam_options o;
+    tfm_sequence out[2], one;
+    int64_t b;
+    memset(&o, 0, sizeof o);
+    o.beams = 2;
+    assert_ok(u.c, tfm_beam_search(u.c, s, prompts + 1, 2, &o, out)); /* of 1 and 7 ids */
+    for (b = 0; b < 2; b++) {
+        tfm_session_reset(alone);
+        assert_ok(u.c, tfm_beam_search(u.c, alone, prompts + 1 + b, 1, &o, &one));
+        cr_expect_eq(one.count, 9 - prompts[1 + b].count + 1);
+        expect_same_sequence(&out[b], &one);
+    }
+    tfm_session_destroy(alone);
     tfm_session_destroy(s);
     end(&u);
 }

@@ -344,6 +344,11 @@ Test(tokenizer, broken_files_are_refused) {
     assert_refused(c, tfm_tokenizer_llama2c(c, "/nowhere", 5), TFM_IO);
     tfm_tokenizer_destroy(t);
     tfm_tokenizer_destroy(NULL);
+    t = tfm_tokenizer_llama2c_memory(c, "\x05\0\0\0" "\0\0\0\0" "\x05\0\0\0" "<unk>", 17, 1);
+    cr_assert_not_null(t, "%s", tfm_error(c));
+    assert_verb_refused(c, tfm_tokenizer_encode(c, t, "", 1, 0, &ids, &n), TFM_INVALID); /* no ids 1 and 2 */
+    assert_verb_refused(c, tfm_tokenizer_encode(c, t, "", 0, 1, &ids, &n), TFM_INVALID);
+    tfm_tokenizer_destroy(t);
     free(v);
     tfm_destroy(c);
 }
@@ -362,6 +367,9 @@ Test(tokenizer, lines) {
     cr_assert_eq(count, 6);
     for (i = 0; i < 6; i++) cr_expect_eq(ids[i], expected[i]);
     cr_expect_str_eq(tfm_tokenizer_decode(c, t, ids, count), "one two \xc3\xa9 one");
+    cr_expect_str_eq(tfm_tokenizer_piece(t, -1, 3, NULL), "one");
+    cr_expect_str_eq(tfm_tokenizer_piece(t, 4, 3, NULL), " one");
+    cr_expect_str_eq(tfm_tokenizer_piece(t, 0, 3, NULL), "one", "no space after the begin id");
     assert_verb_refused(c, tfm_tokenizer_encode(c, t, "one three", 0, 0, &ids, &count), TFM_INVALID);
     other = tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, 2);
     assert_ok(c, tfm_tokenizer_encode(c, other, "three one", 0, 0, &ids, &count));
