@@ -340,9 +340,10 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
 /* Between measure_begin and measure_end ops check and count but compute nothing: their results have shapes and no
  * readable data. measure_end rewinds to where it began and says what the calls in between would have needed: of the
  * arena (arena_peak), and of the allocator (held_peak: with scratch, and with parameters and caches made in between,
- * as if nothing had run before). Any model code can be asked this way how much memory it takes, before that memory is
- * taken; only names and small structs are. Parameters made in between have sizes but no values, and are of use until
- * measure_end only. A measurement cannot be nested. */
+ * as if nothing had run before; without the store's records, a few hundred bytes a parameter, and without the panels
+ * that tfm_params_prepare fills before the plain form goes, 32 MiB or one weight at a time). Any model code can be
+ * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
+ * made in between have sizes but no values, and are of use until measure_end only. A measurement cannot be nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
