@@ -7235,16 +7235,23 @@ static int tfm__is_parameter(const tfm_tensor *t) {
     return t->serial == 0;
 }
 
-/* Why t can be no argument in c; NULL: it can. */
-static const char *tfm__unusable(const tfm_ctx *c, const tfm_tensor *t) {
-    if (!t) return "is NULL";
-    if (!tfm__alive(t)) return "is used after the rewind that freed it";
-    return !tfm__is_parameter(t) && t->owner != c ? "belongs to another context" : NULL;
+/* 0: a parameter made in a measurement, which has sizes only. */
+static int tfm__has_values(const tfm_tensor *t) {
+    return t->data || t->panels || !tfm_numel(t);
 }
 
-/* The same with the error set: 1, or 0 when it cannot. */
+/* What keeps t from being used in c; NULL: nothing. */
+static const char *tfm__unfit(const tfm_ctx *c, const tfm_tensor *t) {
+    if (!t) return "is NULL";
+    if (!tfm__alive(t)) return "is used after the rewind that freed it";
+    if (!tfm__is_parameter(t) && t->owner != c) return "belongs to another context";
+    if (c->dry || tfm__has_values(t)) return NULL;
+    return "is a parameter made between tfm_measure_begin and tfm_measure_end: it has no values";
+}
+
+/* 1, or 0 after setting the error. */
 static int tfm__usable(tfm_ctx *c, const char *who, const char *name, const tfm_tensor *t) {
-    const char *const wrong = tfm__unusable(c, t);
+    const char *const wrong = tfm__unfit(c, t);
     if (wrong) tfm__fail(c, TFM_INVALID, "%s: %s %s", who, name, wrong);
     return !wrong;
 }
@@ -8254,7 +8261,7 @@ static tfm_tensor *tfm__reject_as(tfm__op *o, tfm_status code, const char *forma
 
 /* A required (or present) tensor of the op, called `name` or, NULL, by its position. 0: rejected. */
 static int tfm__admit(tfm__op *o, const tfm_tensor *t, const char *name, int position) {
-    const char *wrong = tfm__unusable(o->c, t);
+    const char *wrong = tfm__unfit(o->c, t);
     if (!wrong && t->layout == TFM_PANELS && !tfm__op_table[o->op].packed) {
         wrong = "is a packed parameter, which only tfm_linear, tfm_embedding and copies read";
     }
@@ -16075,18 +16082,21 @@ static tfm__maker tfm__maker_of(tfm_ctx *c, tfm_params *p) {
     return m;
 }
 
+/* What keeps the layer with this first tensor from being used; NULL: nothing. */
+static const char *tfm__layer_unfit(const tfm_ctx *c, const tfm_tensor *weight) {
+    if (!weight) return "the layer was never initialised";
+    if (c->dry || tfm__has_values(weight)) return NULL;
+    return "the layer's parameters were made between tfm_measure_begin and tfm_measure_end: they have no values";
+}
+
 /* What every forward needs: the layer's struct and its first tensor were made. 1: begun. */
 static int tfm__forward_begin(tfm_ctx *c, const char *who, const void *layer, const tfm_tensor *weight,
                               const tfm_tensor *x) {
+    const char *wrong;
     if (!tfm__begin(c)) return 0;
-    if (layer && weight && x && (c->dry || weight->data || weight->panels || !tfm_numel(weight))) return 1;
-    tfm__fail(
-        c, TFM_INVALID, "%s: %s", who,
-        !layer ? "the layer is NULL"
-        : !x   ? "the input is NULL"
-        : !weight
-            ? "the layer was never initialised"
-            : "the layer's parameters were made between tfm_measure_begin and tfm_measure_end: they have no values");
+    wrong = !layer ? "the layer is NULL" : !x ? "the input is NULL" : tfm__layer_unfit(c, weight);
+    if (!wrong) return 1;
+    tfm__fail(c, TFM_INVALID, "%s: %s", who, wrong);
     tfm__release(c);
     return 0;
 }
@@ -17398,15 +17408,18 @@ static tfm_tensor *tfm__transformer(tfm_ctx *c, const tfm_transformer *t, const 
     return tfm__scope_close(&s, x ? tfm__transformer_head(c, who, t, x, o->output) : NULL, o->weights);
 }
 
+/* The first tensor of a model; NULL: it was never initialised. */
+static const tfm_tensor *tfm__transformer_weight(const tfm_transformer *t) {
+    return t->encoder.layers && t->encoder.count ? t->encoder.layers[0].norm2.weight : NULL;
+}
+
 /* 1: begun, and *o is what the caller gave. */
 static int tfm__transformer_begin(tfm_ctx *c, const char *who, const tfm_transformer *model, const tfm_tensor *input,
                                   const tfm_transformer_options *options, tfm_transformer_options *o) {
     memset(o, 0, sizeof(*o));
     if (options) *o = *options;
     if (o->weights) *o->weights = NULL;
-    return tfm__forward_begin(
-        c, who, model,
-        model && model->encoder.layers && model->encoder.count ? model->encoder.layers[0].norm2.weight : NULL, input);
+    return tfm__forward_begin(c, who, model, model ? tfm__transformer_weight(model) : NULL, input);
 }
 
 TFM_API tfm_tensor *tfm_transformer_forward(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source,
@@ -17853,6 +17866,8 @@ TFM_API tfm_session *tfm_session_create(tfm_ctx *c, const tfm_transformer *model
                   "tfm_session_create: capacity %lld or source_capacity %lld, but %lld learned positions "
                   "(max_length less position_start)",
                   (long long)o.capacity, (long long)o.source_capacity, (long long)room);
+    } else if (tfm__layer_unfit(c, tfm__transformer_weight(model))) {
+        tfm__fail(c, TFM_INVALID, "tfm_session_create: %s", tfm__layer_unfit(c, tfm__transformer_weight(model)));
     } else {
         s = tfm__session_new(c, model, o.batch);
     }
@@ -20543,11 +20558,12 @@ TFM_API tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *co
         order = (int64_t *)tfm__alloc(c, tfm__max64(count * (int64_t)sizeof *order, 1));
     }
     for (i = 0; list && order && i < count; i++) {
+        const char *wrong = tfm__unfit(c, tensors[i]);
         list[i].name = names[i];
         list[i].tensor = tensors[i];
         list[i].rank = 0;
-        if (!names[i] || !tfm__alive(tensors[i]))
-            tfm__fail(c, TFM_INVALID, "tfm_save_tensors: name or tensor number %lld is NULL or dead", (long long)i);
+        if (!names[i]) tfm__fail(c, TFM_INVALID, "tfm_save_tensors: name number %lld is NULL", (long long)i);
+        else if (wrong) tfm__fail(c, TFM_INVALID, "tfm_save_tensors: tensor number %lld %s", (long long)i, wrong);
     }
     if (list && order && !tfm__failed(c)) tfm__save_file(c, path, list, count, order);
     tfm__free(c, order);

@@ -579,6 +579,18 @@ Test(files, strided_tensors_are_written_in_order) {
         assert_verb_refused(c, tfm_save_tensors(c, path, reserved, list, 2), TFM_INVALID);
         assert_verb_refused(c, tfm_save_tensors(c, path, broken, list, 2), TFM_INVALID);
     }
+    {
+        tfm_ctx *other = context();
+        const tfm_marker mark = tfm_mark(c);
+        list[0] = tfm_ones(other, TFM_SHAPE(2));
+        cr_assert_eq(tfm_save_tensors(c, path, names, list, 1), TFM_INVALID);
+        cr_expect_not_null(strstr(tfm_error(c), "tensor number 0 belongs to another context"), "%s", tfm_error(c));
+        tfm_clear(c);
+        list[0] = tfm_ones(c, TFM_SHAPE(2));
+        tfm_rewind(c, mark);
+        assert_verb_refused(c, tfm_save_tensors(c, path, names, list, 1), TFM_INVALID);
+        tfm_destroy(other);
+    }
     cr_expect_not(test_file_exists(path), "a refused save made a file");
     tfm_destroy(c);
 }

@@ -522,6 +522,71 @@ Test(params, a_store_of_a_measurement_has_no_values) {
     tfm_destroy(c);
 }
 
+/* Whatever a program does with what is left of a measurement: an error with a text, packed or plain. */
+Test(params, of_a_measurement_are_refused_wherever_values_are_read) {
+    static const int64_t numbers[2] = {3, 1};
+    static const char *const names[1] = {"w"};
+    int packed;
+    for (packed = 0; packed < 2; packed++) {
+        tfm_ctx *c = context_of(1);
+        tfm_params *p;
+        tfm_transformer_config g;
+        tfm_transformer t;
+        tfm_linear_layer l;
+        tfm_memory memory;
+        tfm_session *s;
+        const tfm_tensor *list[2], *ids, *w, *b, *counts;
+        tfm_tensor *x = tfm_ones(c, TFM_SHAPE(3, 64)), *id;
+        float out[64 * 64];
+        memset(&g, 0, sizeof g);
+        g.kind = TFM_DECODER_ONLY;
+        g.decoder_layers = 1;
+        g.block.d_model = 32;
+        g.block.heads = 2;
+        g.target_vocab = 32;
+        tfm_measure_begin(c);
+        p = tfm_params_create(c);
+        assert_ok(c, tfm_linear_init(c, p, "l", 64, 64, 1, &l));
+        assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
+        ids = tfm_params_add(c, p, "ids", TFM_I64, TFM_SHAPE(2));
+        counts = tfm_params_add(c, p, "counts", TFM_I64, TFM_SHAPE(1));
+        if (packed) assert_ok(c, tfm_params_prepare(c, p));
+        s = tfm_session_create(c, &t, NULL);
+        assert_made(c, s);
+        assert_made(c, tfm_linear(c, x, l.weight, l.bias, TFM_ACT_NONE));
+        assert_ok(c, tfm_read(c, l.weight, out, 64 * 64));
+        assert_ok(c, tfm_measure_end(c, &memory));
+        list[0] = list[1] = w = l.weight;
+        b = l.bias;
+        x = tfm_ones(c, TFM_SHAPE(3, 64));
+        id = tfm_from(c, TFM_I64, TFM_SHAPE(1, 2), numbers);
+        cr_assert_null(tfm_linear(c, x, w, b, TFM_ACT_NONE));
+        assert_error_says(c, "tfm_linear: tensor argument 2 is a parameter made between tfm_measure_begin and");
+        tfm_clear(c);
+        assert_refused(c, tfm_matmul(c, x, w), TFM_INVALID);
+        assert_refused(c, tfm_clone(c, w), TFM_INVALID);
+        assert_refused(c, tfm_cast(c, w, TFM_F16), TFM_INVALID);
+        assert_refused(c, tfm_add(c, x, b), TFM_INVALID);
+        assert_refused(c, tfm_softmax(c, b, 0), TFM_INVALID);
+        assert_refused(c, tfm_transpose(c, w, 0, 1), TFM_INVALID);
+        assert_refused(c, tfm_cat(c, list, 2, 0), TFM_INVALID);
+        assert_refused(c, tfm_embedding(c, w, id), TFM_INVALID);
+        assert_refused(c, tfm_embedding(c, x, ids), TFM_INVALID);
+        assert_refused(c, tfm_format(c, b), TFM_INVALID);
+        assert_verb_refused(c, tfm_copy(c, x, b), TFM_INVALID);
+        assert_verb_refused(c, tfm_read(c, w, out, 64 * 64), TFM_INVALID);
+        assert_verb_refused(c, tfm_print(c, stdout, w), TFM_INVALID);
+        assert_verb_refused(c, tfm_save_tensors(c, "nothing.safetensors", names, list, 1), TFM_INVALID);
+        assert_refused(c, tfm_session_create(c, &t, NULL), TFM_INVALID);
+        assert_refused(c, tfm_session_feed(c, s, id, NULL), TFM_INVALID);
+        assert_refused(c, tfm_session_feed(c, s, id, counts), TFM_INVALID);
+        cr_assert(isnan(tfm_get(w, numbers)));
+        tfm_session_destroy(s);
+        tfm_params_destroy(p);
+        tfm_destroy(c);
+    }
+}
+
 Test(params, memory_limit_counts) {
     tfm_options o;
     tfm_ctx *c;
