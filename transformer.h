@@ -19410,17 +19410,22 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
 
 #if !defined(TFM_NO_STDIO)
 
-/* Descriptors: the one way to create a file that is not there yet, and to know that it has reached the disk. */
+#define TFM__IO_BYTES (1 << 20) /* read or written at once: more is not faster, and Windows counts in 32 bits */
+
+/* Descriptors: the one way to create a file that is not there yet, to know that it has reached the disk, and to open a
+ * pipe only once. */
 #if TFM__WINDOWS
 #include <fcntl.h>
 #include <io.h>
 #include <sys/stat.h>
+#define TFM__OPEN_FLAGS (_O_RDONLY | _O_BINARY)
 #define TFM__CREATE_FLAGS (_O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY)
 #define TFM__CREATE_MODE (_S_IREAD | _S_IWRITE)
 #define TFM__FD(name) _##name
 #else
 #include <sys/mman.h>
 #include <sys/stat.h>
+#define TFM__OPEN_FLAGS O_RDONLY
 #define TFM__CREATE_FLAGS (O_WRONLY | O_CREAT | O_EXCL)
 #define TFM__CREATE_MODE 0666
 #define TFM__FD(name) name
@@ -19434,21 +19439,18 @@ extern int fsync(int fd);
 
 /* Maps a regular file; 0: not possible, then it is read. A private mapping may be written without touching the file,
  * so that a stray write into a tensor of a file does not crash. */
-static int tfm__bytes_map(const char *path, tfm__bytes *b) {
+static int tfm__bytes_map(int fd, tfm__bytes *b) {
 #if TFM__WINDOWS
-    (void)path;
+    (void)fd;
     (void)b;
     return 0;
 #else
     struct stat info;
     void *p = MAP_FAILED;
-    const int fd = open(path, O_RDONLY);
-    if (fd < 0) return 0;
     if (!fstat(fd, &info) && S_ISREG(info.st_mode) && info.st_size > 0 && (uint64_t)info.st_size <= (size_t)-1 / 2) {
         p = mmap(NULL, (size_t)info.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) p = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     }
-    close(fd);
     if (p == MAP_FAILED) return 0;
     b->data = (const unsigned char *)p;
     b->size = (int64_t)info.st_size;
@@ -19458,14 +19460,21 @@ static int tfm__bytes_map(const char *path, tfm__bytes *b) {
 #endif
 }
 
+/* At most `size` bytes; how many, 0 at the end, -1: an error. */
+static int64_t tfm__fd_read(int fd, void *data, int64_t size) {
+    const int64_t piece = tfm__min64(size, TFM__IO_BYTES);
+#if TFM__WINDOWS
+    return _read(fd, data, (unsigned)piece);
+#else
+    return (int64_t)read(fd, data, (size_t)piece);
+#endif
+}
+
 /* Reads to the end: pipes, devices, files that say a wrong size. */
-static tfm_status tfm__bytes_read(tfm_ctx *c, const char *path, tfm__bytes *b) {
-    FILE *file = fopen(path, "rb");
+static tfm_status tfm__bytes_read(tfm_ctx *c, const char *path, int fd, tfm__bytes *b) {
     unsigned char *data = NULL, *larger;
-    int64_t size = 0, room = 0;
-    size_t got = 1;
-    if (!file) return tfm__fail(c, TFM_IO, "%.300s: cannot be opened", path);
-    while (got) {
+    int64_t size = 0, room = 0, got = 1;
+    while (got > 0) {
         if (size == room) {
             room = room ? 2 * room : 65536;
             larger = (unsigned char *)tfm__alloc_shared(c, room, 0);
@@ -19474,11 +19483,10 @@ static tfm_status tfm__bytes_read(tfm_ctx *c, const char *path, tfm__bytes *b) {
             tfm__free_to(&c->allocator, data);
             data = larger;
         }
-        got = fread(data + size, 1, (size_t)(room - size), file);
-        size += (int64_t)got;
+        got = tfm__fd_read(fd, data + size, room - size);
+        size += tfm__max64(got, 0);
     }
-    if (ferror(file)) tfm__fail(c, TFM_IO, "%.300s: cannot be read", path);
-    fclose(file);
+    if (got < 0) tfm__fail(c, TFM_IO, "%.300s: cannot be read", path);
     if (tfm__failed(c)) {
         tfm__free_to(&c->allocator, data);
         return tfm__status(c);
@@ -19490,9 +19498,14 @@ static tfm_status tfm__bytes_read(tfm_ctx *c, const char *path, tfm__bytes *b) {
     return TFM_OK;
 }
 
+/* Opened once, whatever it is: who writes into a pipe would lose what it wrote with the first of two readers. */
 static tfm_status tfm__bytes_open(tfm_ctx *c, const char *path, tfm__bytes *b) {
+    const int fd = TFM__FD(open)(path, TFM__OPEN_FLAGS);
     memset(b, 0, sizeof *b);
-    return tfm__bytes_map(path, b) ? TFM_OK : tfm__bytes_read(c, path, b);
+    if (fd < 0) return tfm__fail(c, TFM_IO, "%.300s: cannot be opened", path);
+    if (!tfm__bytes_map(fd, b)) tfm__ignore(tfm__bytes_read(c, path, fd, b));
+    TFM__FD(close)(fd);
+    return tfm__status(c);
 }
 #endif /* TFM_NO_STDIO */
 
@@ -20246,7 +20259,7 @@ static void tfm__sink_put(tfm__sink *s, const void *data, int64_t size) {
     s->written += size;
 #if !defined(TFM_NO_STDIO)
     while (s->fd >= 0 && size && !s->failed) {
-        const int64_t piece = tfm__min64(size, 1 << 20);
+        const int64_t piece = tfm__min64(size, TFM__IO_BYTES);
 #if TFM__WINDOWS
         const int64_t done = _write(s->fd, data, (unsigned)piece);
 #else
@@ -21358,6 +21371,7 @@ TFM__STRICT_FP_END
 #undef TFM__HEAT_SIDE
 #undef TFM__HUGEPAGE
 #undef TFM__INLINE
+#undef TFM__IO_BYTES
 #undef TFM__JSON_DEPTH
 #undef TFM__KEEP_MAX
 #undef TFM__KEY_PANEL
@@ -21395,6 +21409,7 @@ TFM__STRICT_FP_END
 #undef TFM__NORM_ROWS
 #undef TFM__NORM_SHORT
 #undef TFM__NOT1
+#undef TFM__OPEN_FLAGS
 #undef TFM__OPS
 #undef TFM__OP_ATTRS
 #undef TFM__OP_ENUM

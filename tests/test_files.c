@@ -3,7 +3,12 @@
 
 #if !defined(_WIN32)
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#if defined(__linux__)
+#include <sys/inotify.h>
+#endif
 #define MAPPED 1 /* files are mapped, so that a store can use their bytes; a file that was read is copied and let go */
 #else
 #define MAPPED 0
@@ -480,6 +485,56 @@ Test(files, pipes_can_be_loaded) {
     tfm_params_destroy(p);
     assert_no_leak(&m);
     free(b.data);
+#endif
+}
+
+/* A named pipe, whose writer must not lose its only reader in between. Closings tell how often it was read: those of
+ * reading are not merged, for each follows an opening. */
+Test(files, a_named_pipe_is_opened_once) {
+#if defined(__linux__)
+    enum { SIZE = 200000 }; /* more than a pipe holds */
+    char path[512], events[4096];
+    tfm_ctx *c = context();
+    char *data = (char *)malloc(SIZE);
+    const char *back;
+    int64_t size = 0;
+    ssize_t n, at;
+    int watch, closed = 0, status = 0;
+    pid_t writer;
+    if (test_emulated()) cr_skip_test("an emulator need not know inotify");
+    memset(data, 'x', SIZE);
+    test_temporary_path(path, sizeof path, "named_pipe");
+    cr_assert_eq(mkfifo(path, 0600), 0);
+    watch = inotify_init1(IN_NONBLOCK);
+    cr_assert(watch >= 0 && inotify_add_watch(watch, path, IN_OPEN | IN_CLOSE) >= 0);
+    writer = fork();
+    if (!writer) {
+        const int fd = open(path, O_WRONLY); /* waits for the reader */
+        size_t done = 0;
+        usleep(100000); /* time for the reader to come back, if it went: a hang would be no better message */
+        while (done < SIZE && (n = write(fd, data + done, SIZE - done)) > 0) done += (size_t)n;
+        close(fd);
+        _exit(done != SIZE);
+    }
+    cr_assert(writer > 0);
+    back = (const char *)tfm_read_file(c, path, &size);
+    cr_assert_not_null(back, "%s", tfm_error(c));
+    cr_assert_eq(size, SIZE);
+    assert_same_bytes(back, data, SIZE);
+    cr_assert_eq(waitpid(writer, &status, 0), writer);
+    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the writer could not write");
+    n = read(watch, events, sizeof events);
+    for (at = 0; at + (ssize_t)sizeof(struct inotify_event) <= n;) {
+        struct inotify_event e;
+        memcpy(&e, events + at, sizeof e);
+        closed += (e.mask & IN_CLOSE_NOWRITE) != 0;
+        at += (ssize_t)(sizeof e + e.len);
+    }
+    cr_expect_eq(closed, 1, "closed %d times by readers", closed);
+    close(watch);
+    remove(path);
+    free(data);
+    tfm_destroy(c);
 #endif
 }
 
