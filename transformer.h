@@ -7693,11 +7693,23 @@ static const char *tfm__tensor_text(char *buffer, int64_t size, const tfm_tensor
 
 /* -- headers ------------------------------------------------------------------------------------------------------- */
 
+/* 1 and *numel when the bytes of these sizes, none of them negative, can be counted. */
+static int tfm__shape_fits(int dtype, int ndim, const int64_t *shape, int64_t *numel) {
+    int64_t n = 1, bytes;
+    int i, empty = 0;
+    for (i = 0; i < ndim; ++i) { /* also of an empty tensor: strides are products of the other sizes */
+        if (shape[i] == 0) empty = 1;
+        else if (!tfm__mul(n, shape[i], &n)) return 0;
+    }
+    if (!tfm__mul(n, tfm_dtype_size(dtype), &bytes) || bytes > INT64_MAX / 4) return 0;
+    *numel = empty ? 0 : n;
+    return 1;
+}
+
 /* 1 and *numel when these are 0 to 6 sizes, none negative, whose bytes can be counted; else the sticky error. */
 static int tfm__shape_check(tfm_ctx *c, const char *what, int dtype, int ndim, const int64_t *shape, int64_t *numel) {
     char text[TFM__SHAPE_TEXT];
-    int64_t n = 1, bytes;
-    int i, empty = 0;
+    int i;
     if (!tfm__dtype_ok(dtype)) {
         tfm__fail(c, TFM_INVALID, "%s: dtype %d does not exist", what, dtype);
         return 0;
@@ -7712,18 +7724,11 @@ static int tfm__shape_check(tfm_ctx *c, const char *what, int dtype, int ndim, c
                       tfm__shape_text(text, (int64_t)sizeof(text), ndim, shape), i);
             return 0;
         }
-        if (shape[i] == 0) empty = 1;
     }
-    for (i = 0; i < ndim; ++i) { /* also of an empty tensor: strides are products of the other sizes */
-        if (shape[i] != 0 && !tfm__mul(n, shape[i], &n)) break;
-    }
-    if (i < ndim || !tfm__mul(n, tfm_dtype_size(dtype), &bytes) || bytes > INT64_MAX / 4) {
-        tfm__fail(c, TFM_INVALID, "%s: shape %s has more bytes than can be addressed", what,
-                  tfm__shape_text(text, (int64_t)sizeof(text), ndim, shape));
-        return 0;
-    }
-    *numel = empty ? 0 : n;
-    return 1;
+    if (tfm__shape_fits(dtype, ndim, shape, numel)) return 1;
+    tfm__fail(c, TFM_INVALID, "%s: shape %s has more bytes than can be addressed", what,
+              tfm__shape_text(text, (int64_t)sizeof(text), ndim, shape));
+    return 0;
 }
 
 /* The address of the element `offset` strides-of-one from the first; NULL (empty, packed, dry) stays NULL. */
@@ -15247,6 +15252,12 @@ static TFM__UNUSED tfm_tensor *tfm__param_reset(tfm_ctx *c, tfm_params *p, tfm__
     return &q->tensor;
 }
 
+/* 0: q is between tfm_params_write_begin and _end; the error is set. */
+static int tfm__param_idle(tfm_ctx *c, const char *who, const tfm__param *q) {
+    if (q->writing) tfm__fail(c, TFM_INVALID, "%s: '%s' is being written: tfm_params_write_end first", who, q->name);
+    return !q->writing;
+}
+
 /* Every parameter in turn; stops at the first failure. */
 static tfm_status tfm__params_each(tfm_ctx *c, tfm_params *p, const char *who,
                                    tfm_status (*act)(tfm_ctx *c, tfm__param *q)) {
@@ -15254,10 +15265,7 @@ static tfm_status tfm__params_each(tfm_ctx *c, tfm_params *p, const char *who,
     if (!tfm__begin(c)) return tfm__status(c);
     if (tfm__params_usable(c, p, who)) {
         for (i = 0; i < p->count && !tfm__failed(c); i++) {
-            tfm__param *q = p->list[i];
-            if (q->writing)
-                tfm__fail(c, TFM_INVALID, "%s: '%s' is being written: tfm_params_write_end first", who, q->name);
-            else if (act(c, q) != TFM_OK) break;
+            if (!tfm__param_idle(c, who, p->list[i]) || act(c, p->list[i]) != TFM_OK) break;
         }
         p->slab = NULL;
     }
@@ -19766,11 +19774,16 @@ TFM_API const char *tfm_file_metadata(const tfm_file *f, const char *key) {
 
 /* 1: a tensor of ours can hold it. */
 static int tfm__entry_offered(tfm_ctx *c, const char *who, const tfm__entry *e) {
+    char text[TFM__SHAPE_TEXT];
+    int64_t numel;
     if (e->type->dtype < 0) {
         tfm__fail(c, TFM_UNSUPPORTED, "%s: \"%.100s\" is %s, which is not offered", who, e->name, e->type->name);
     } else if (e->ndim > TFM_MAX_DIMS) {
         tfm__fail(c, TFM_UNSUPPORTED, "%s: \"%.100s\" has %lld dimensions, at most %d are offered", who, e->name,
                   (long long)e->ndim, TFM_MAX_DIMS);
+    } else if (!tfm__shape_fits(e->type->dtype, (int)e->ndim, e->shape, &numel)) { /* no element, but strides */
+        tfm__fail(c, TFM_UNSUPPORTED, "%s: \"%.100s\" is %s: more bytes than can be addressed", who, e->name,
+                  tfm__shape_text(text, (int64_t)sizeof text, (int)e->ndim, e->shape));
     } else {
         return 1;
     }
@@ -19795,12 +19808,9 @@ TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *n
     } else if (!e) {
         tfm__fail(c, TFM_INVALID, "tfm_file_tensor: the file has no tensor \"%.100s\"", name);
     } else if (tfm__entry_offered(c, "tfm_file_tensor", e)) {
-        int64_t numel = 0;
         const int ndim = (int)e->ndim;
-        if (!tfm__shape_check(c, "tfm_file_tensor", e->type->dtype, ndim, e->shape, &numel)) {
-            t = NULL; /* no element, but sizes whose strides do not fit */
-        } else if (!numel || tfm__aligned(e->data, e->type->dtype)) {
-            t = tfm__wrap(c, e->type->dtype, ndim, e->shape, numel ? tfm__writable(e->data) : NULL);
+        if (!e->elements || tfm__aligned(e->data, e->type->dtype)) {
+            t = tfm__wrap(c, e->type->dtype, ndim, e->shape, e->elements ? tfm__writable(e->data) : NULL);
         } else {
             t = tfm__tensor(c, e->type->dtype, ndim, e->shape);
             if (t && !c->dry) memcpy(t->data, e->data, (size_t)(e->end - e->begin));
@@ -19868,8 +19878,9 @@ static int tfm__match(const char *pattern, const char *name, const char **star, 
     }
 }
 
-/* The target of a rule for a name that its pattern fits. 0: too long, the error is set. */
-static int tfm__rule_target(tfm_ctx *c, const tfm_rule *r, const char *const *star, const int64_t *length, char *out) {
+/* The target of a rule for `name`, which its pattern fits. 0: too long, the error is set. */
+static int tfm__rule_target(tfm_ctx *c, const tfm_rule *r, const char *name, const char *const *star,
+                            const int64_t *length, char *out) {
     int64_t n = 0, more;
     int stars = 0;
     const char *to = r->to, *from;
@@ -19877,8 +19888,10 @@ static int tfm__rule_target(tfm_ctx *c, const tfm_rule *r, const char *const *st
         from = *to == '*' ? star[stars] : to;
         more = *to == '*' ? length[stars++] : 1;
         if (n + more > TFM__NAME_MAX) {
-            tfm__fail(c, TFM_INVALID, "the rule \"%.100s\" -> \"%.100s\" makes a name longer than %d bytes", r->from,
-                      r->to, TFM__NAME_MAX);
+            tfm__fail(c, TFM_INVALID,
+                      "tfm_params_load: the rule \"%.100s\" -> \"%.100s\" makes a name longer than %d bytes of "
+                      "\"%.100s\"",
+                      r->from, r->to, TFM__NAME_MAX, name);
             return 0;
         }
         memcpy(out + n, from, (size_t)more);
@@ -19922,10 +19935,16 @@ static int tfm__rules_ok(tfm_ctx *c, const tfm_load_options *o) {
 
 /* One more item. Without items only what it takes is counted. */
 static void tfm__plan_add(tfm__plan *l, const tfm__entry *e, const tfm_rule *r, const char *target) {
+    const char *prefix = l->options->prefix ? l->options->prefix : "";
+    const int64_t size = (int64_t)(strlen(prefix) + (prefix[0] != 0) + strlen(target)) + 1;
     char path[TFM__NAME_MAX + 1];
-    int64_t size;
-    if (!tfm__path(l->c, path, l->options->prefix ? l->options->prefix : "", target)) return;
-    size = (int64_t)strlen(path) + 1;
+    if (size < 2 || size > (int64_t)sizeof path) { /* with a rule or a prefix it is not the file alone */
+        tfm__fail(l->c, r || prefix[0] ? TFM_INVALID : TFM_UNSUPPORTED,
+                  "tfm_params_load: the parameter of \"%.100s\" would have a name of %lld bytes, it needs 1 to %d",
+                  e->name, (long long)size - 1, TFM__NAME_MAX);
+        return;
+    }
+    if (!tfm__path(l->c, path, prefix, target)) return;
     if (l->items) {
         tfm__item *item = &l->items[l->count];
         memset(item, 0, sizeof *item);
@@ -19953,7 +19972,7 @@ static void tfm__plan_walk(tfm__plan *l) {
             if (!tfm__match(r->from, e->name, star, length)) continue;
             decided = 1;
             if (r->kind == TFM_RULE_SKIP) break;
-            if (!tfm__rule_target(l->c, r, star, length, target)) return;
+            if (!tfm__rule_target(l->c, r, e->name, star, length, target)) return;
             tfm__plan_add(l, e, r, target);
             if (!tfm__rule_splits(r)) break;
         }
@@ -19974,9 +19993,8 @@ static int tfm__item_view(tfm_ctx *c, const tfm__item *item, tfm_tensor *t) {
     const tfm__entry *e = item->entry;
     const tfm_rule *r = item->rule;
     char text[128];
-    int64_t numel = 0, swap;
+    int64_t swap;
     if (!tfm__entry_offered(c, "tfm_params_load", e)) return 0;
-    if (!tfm__shape_check(c, "tfm_params_load", e->type->dtype, (int)e->ndim, e->shape, &numel)) return 0;
     memset(t, 0, sizeof *t);
     t->dtype = e->type->dtype;
     t->ndim = (int)e->ndim;
@@ -20054,12 +20072,26 @@ static int tfm__group_view(tfm__plan *l, int64_t first, int64_t last, tfm_tensor
     return 1;
 }
 
-/* A parameter that exists can take the values. */
+/* The dtype of a new parameter: cast where tfm_params_cast would, so that no weight is there twice. */
+static int tfm__group_dtype(const tfm__plan *l, const tfm_tensor *whole) {
+    const int matrix = whole->ndim > 1 && (tfm__is_float(whole->dtype) || whole->dtype == TFM_F64);
+    return l->options->cast && matrix ? l->options->dtype : whole->dtype;
+}
+
+/* The parameter that exists can take the values, or there can be a new one. */
 static int tfm__group_fits(tfm__plan *l, const tfm__item *head, const tfm_tensor *whole) {
     const tfm__param *q = tfm__param_of(l->p, head->name);
+    const int dtype = tfm__group_dtype(l, whole);
     char a[128], b[128];
-    if (!q) return 1;
+    int64_t numel;
     tfm__tensor_text(a, (int64_t)sizeof a, whole);
+    if (!q) {
+        if (!tfm__shape_fits(dtype, whole->ndim, whole->shape, &numel)) /* joined, or cast to a larger dtype */
+            tfm__fail(l->c, TFM_UNSUPPORTED,
+                      "tfm_params_load: \"%.100s\" gives %s: as %s it has more bytes than can be addressed",
+                      head->entry->name, a, tfm_dtype_name(dtype));
+        return !tfm__failed(l->c);
+    }
     tfm__tensor_text(b, (int64_t)sizeof b, &q->tensor);
     if (q->tensor.ndim != whole->ndim || memcmp(q->tensor.shape, whole->shape, sizeof(int64_t) * (size_t)whole->ndim)) {
         tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s",
@@ -20069,11 +20101,10 @@ static int tfm__group_fits(tfm__plan *l, const tfm__item *head, const tfm_tensor
         tfm__fail(l->c, TFM_INVALID,
                   "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s: only floats are converted",
                   head->entry->name, a, head->name, b);
-    } else if (q->writing) {
-        tfm__fail(l->c, TFM_INVALID, "tfm_params_load: '%.100s' is being written: tfm_params_write_end first",
-                  head->name);
+    } else {
+        return tfm__param_idle(l->c, "tfm_params_load", q);
     }
-    return !tfm__failed(l->c);
+    return 0;
 }
 
 /* Writes one item into rows of a parameter that begin at to->data. */
@@ -20100,11 +20131,9 @@ static void tfm__group_load(tfm__plan *l, int64_t first, int64_t last) {
     tfm__param *q = tfm__param_of(l->p, head->name);
     tfm_tensor whole, to;
     int64_t i;
-    int dtype;
     if (!tfm__group_view(l, first, last, &whole)) return;
     if (!q) {
-        const int matrix = whole.ndim > 1 && (tfm__is_float(whole.dtype) || whole.dtype == TFM_F64);
-        dtype = l->options->cast && matrix ? l->options->dtype : whole.dtype;
+        const int dtype = tfm__group_dtype(l, &whole);
         if (l->adopt && last - first == 1 && dtype == whole.dtype
             && !(tfm__rule_transposes(head->rule) && whole.ndim > 1) && tfm__aligned(whole.data, dtype)) {
             tfm__params_adopt(l->c, l->p, head->name, dtype, tfm_shape_like(&whole), whole.data);
@@ -20168,6 +20197,7 @@ static int tfm__file_lasts(const tfm_file *f) {
 static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_load_options *options, int adopt) {
     tfm_load_options none;
     tfm__plan l;
+    int64_t i;
     memset(&none, 0, sizeof none);
     memset(&l, 0, sizeof l);
     l.c = c;
@@ -20180,13 +20210,14 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
     if (!tfm__rules_ok(c, l.options)) return tfm__status(c);
     if (l.options->cast && !tfm__is_float(l.options->dtype))
         return tfm__fail(c, TFM_INVALID, "tfm_params_load: cast to f32, f16 or bf16 only");
+    for (i = 0; i < p->count && (l.options->cast || !l.options->plain); i++) /* both take all parameters in the end */
+        if (!tfm__param_idle(c, "tfm_params_load", p->list[i])) return tfm__status(c);
     tfm__plan_walk(&l);
     if (tfm__failed(c)) return tfm__status(c);
     l.order = (int64_t *)tfm__alloc(c, tfm__max64(2 * l.count, 1) * (int64_t)sizeof *l.order);
     l.text = (char *)tfm__alloc(c, tfm__max64(l.used, 1));
     l.items = (tfm__item *)tfm__alloc(c, tfm__max64(l.count, 1) * (int64_t)sizeof *l.items);
     if (l.order && l.text && l.items) {
-        int64_t i;
         tfm__plan_walk(&l);
         for (i = 0; i < l.count; i++) l.order[i] = i;
         tfm__sort(l.order, l.count, tfm__item_less, l.items);

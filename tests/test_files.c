@@ -896,6 +896,79 @@ Test(files, values_go_into_parameters_that_exist) {
     free(other.data);
 }
 
+/* What would fail behind the first tensor is found in front of it: the store is as it was, and the text says why. */
+Test(files, a_load_that_is_refused_changes_nothing) {
+    static const tfm_rule rest[] = {{TFM_RULE_RENAME, "b*", "*", 0, 0}};
+    static const struct {
+        const char *name, *info;       /* of the tensor behind "a" */
+        const tfm_rule *rule;
+        int cast, writing;
+        tfm_status status;
+        const char *phrase;
+    } table[] = {
+        {"b", INFO("F32", "[2]", 8, 16), NULL, 0, 1, TFM_INVALID, "'w' is being written"},
+        {"b", INFO("F32", "[2]", 8, 16), NULL, 1, 1, TFM_INVALID, "'w' is being written"},
+        {"", INFO("F32", "[2]", 8, 16), NULL, 0, 0, TFM_UNSUPPORTED, "\"\" would have a name of 0 bytes"},
+        {"b", INFO("F32", "[2]", 8, 16), rest, 0, 0, TFM_INVALID, "\"b\" would have a name of 0 bytes"},
+        {"b", INFO("F16", "[0,1000000000000000000]", 8, 8), NULL, 1, 0, TFM_UNSUPPORTED,
+         "\"b\" gives f16 (0, 1000000000000000000): as f32 it has more bytes"},
+        {"b", INFO("F64", "[0,1000000000000000000]", 8, 8), NULL, 0, 0, TFM_UNSUPPORTED,
+         "\"b\" is (0, 1000000000000000000): more bytes"},
+        {"bbbbbbbbbb", INFO("F32", "[2]", 8, 16), NULL, 0, 0, TFM_UNSUPPORTED,
+         "\"bbbbbbbbbb"},             /* made 500 bytes long */
+    };
+    size_t i;
+    for (i = 0; i < sizeof table / sizeof table[0]; i++) {
+        char header[1024], name[512];
+        tfm_ctx *c = context();
+        tfm_params *p = tfm_params_create(c);
+        tfm_load_options o;
+        tfm_status status;
+        blob b;
+        memset(&o, 0, sizeof o);
+        o.rules = table[i].rule;
+        o.rule_count = table[i].rule != NULL;
+        o.cast = table[i].cast;
+        o.plain = table[i].cast;
+        o.dtype = TFM_F32;
+        snprintf(name, sizeof name, "%s", table[i].name);
+        if (strlen(name) == 10) memset(name, 'b', 500), name[500] = 0;
+        snprintf(header, sizeof header, "{\"a\":" INFO("F32", "[2]", 0, 8) ",\"%s\":%s}", name, table[i].info);
+        b = file_of(header, strstr(table[i].info, "8,16]") ? 16 : 8);
+        assert_made(c, tfm_params_add(c, p, "a", TFM_F32, TFM_SHAPE(2)));
+        assert_made(c, tfm_params_add(c, p, "w", TFM_F32, TFM_SHAPE(2)));
+        if (table[i].writing) assert_made(c, tfm_params_write_begin(c, p, "w"));
+        status = tfm_params_load_memory(c, p, b.data, b.size, &o);
+        cr_expect_eq(status, table[i].status, "%d: %s: %s", (int)i, tfm_status_name(status), tfm_error(c));
+        cr_expect_not_null(strstr(tfm_error(c), table[i].phrase), "%s, not: %s", tfm_error(c), table[i].phrase);
+        cr_expect_eq(tfm_params_count(p), 2, "%d", (int)i);
+        cr_expect_eq(((const float *)tfm_params_find(p, "a")->data)[1], 0.0f, "%d: a was loaded", (int)i);
+        tfm_params_destroy(p);
+        tfm_destroy(c);
+        free(b.data);
+    }
+}
+
+/* Only who packs or casts needs all parameters. */
+Test(files, a_plain_load_leaves_other_parameters_to_their_writer) {
+    static const float expected[2] = {0, 1};
+    tfm_ctx *c = context();
+    tfm_params *p = tfm_params_create(c);
+    tfm_load_options o;
+    blob b = floats_of("{\"a\":" INFO("F32", "[2]", 0, 8) "}", 2);
+    memset(&o, 0, sizeof o);
+    o.plain = 1;
+    assert_made(c, tfm_params_add(c, p, "w", TFM_F32, TFM_SHAPE(2)));
+    assert_made(c, tfm_params_write_begin(c, p, "w"));
+    assert_ok(c, tfm_params_load_memory(c, p, b.data, b.size, &o));
+    expect_values(tfm_params_find(p, "a"), expected);
+    assert_made(c, tfm_params_write_begin(c, p, "a"));
+    assert_verb_refused(c, tfm_params_load_memory(c, p, b.data, b.size, &o), TFM_INVALID);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    free(b.data);
+}
+
 Test(files, cast_converts_matrices_only) {
     tfm_load_options o;
     loaded l = load_with(NULL, 0, TFM_OK);
