@@ -19822,6 +19822,18 @@ TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *n
 
 /* -- loading into a store ------------------------------------------------------------------------------------------ */
 
+static void tfm__file_release(void *file) { tfm_file_close((tfm_file *)file); }
+
+/* Data that a parameter has left (packed, cast): its pages leave memory. */
+static void tfm__file_drop(void *file, const void *data, int64_t bytes) {
+    const tfm_file *f = (const tfm_file *)file;
+    const unsigned char *p = (const unsigned char *)data;
+    int64_t i;
+    if (p && f->bytes.mapped && p >= f->bytes.data && p < f->bytes.data + f->bytes.size)
+        tfm__bytes_drop(&f->bytes, data, bytes);
+    for (i = 0; i < f->shard_count; i++) tfm__file_drop(f->shards[i], data, bytes);
+}
+
 /* A tensor of the file, or a part of one, on its way to a parameter. */
 typedef struct tfm__item {
     const tfm__entry *entry;
@@ -19839,7 +19851,8 @@ typedef struct tfm__plan {
     char *text;                        /* the names */
     int64_t *order;                    /* items by name, then part */
     int64_t count, used;               /* of items and text; in a first walk counted only */
-    int adopt;                         /* 1: memory of the file may become a parameter's */
+    tfm_file *adopt;                   /* f when its memory may become a parameter's, else NULL */
+    int kept;                          /* 1: the store holds it */
 } tfm__plan;
 
 static int tfm__rule_transposes(const tfm_rule *r) {
@@ -20125,6 +20138,16 @@ static void tfm__item_copy(tfm__plan *l, const tfm__item *item, const tfm_tensor
     tfm__bytes_drop(&e->file->bytes, e->data, bytes);
 }
 
+/* The store holds the file before it uses its memory: a failure in between must not leave it with memory that is
+ * gone. 0: the error is set. */
+static int tfm__plan_keep(tfm__plan *l) {
+    if (!l->kept && tfm__params_keep(l->c, l->p, tfm__file_release, tfm__file_drop, l->adopt) == TFM_OK) {
+        tfm__atomic_add(&l->adopt->holders, 1);
+        l->kept = 1;
+    }
+    return l->kept;
+}
+
 /* Puts items order[first, last) into their parameter, which is made when it is not there. */
 static void tfm__group_load(tfm__plan *l, int64_t first, int64_t last) {
     const tfm__item *head = &l->items[l->order[first]];
@@ -20134,9 +20157,10 @@ static void tfm__group_load(tfm__plan *l, int64_t first, int64_t last) {
     if (!tfm__group_view(l, first, last, &whole)) return;
     if (!q) {
         const int dtype = tfm__group_dtype(l, &whole);
-        if (l->adopt && last - first == 1 && dtype == whole.dtype
+        if (l->adopt && whole.bytes && last - first == 1 && dtype == whole.dtype
             && !(tfm__rule_transposes(head->rule) && whole.ndim > 1) && tfm__aligned(whole.data, dtype)) {
-            tfm__params_adopt(l->c, l->p, head->name, dtype, tfm_shape_like(&whole), whole.data);
+            if (tfm__plan_keep(l))
+                tfm__params_adopt(l->c, l->p, head->name, dtype, tfm_shape_like(&whole), whole.data);
             return;
         }
         if (!tfm__params_get(l->c, l->p, head->name, dtype, tfm_shape_like(&whole), NULL)) return;
@@ -20172,18 +20196,6 @@ static void tfm__plan_run(tfm__plan *l, int check) {
     }
 }
 
-static void tfm__file_release(void *file) { tfm_file_close((tfm_file *)file); }
-
-/* Data that a parameter has left (packed, cast): its pages leave memory. */
-static void tfm__file_drop(void *file, const void *data, int64_t bytes) {
-    const tfm_file *f = (const tfm_file *)file;
-    const unsigned char *p = (const unsigned char *)data;
-    int64_t i;
-    if (p && f->bytes.mapped && p >= f->bytes.data && p < f->bytes.data + f->bytes.size)
-        tfm__bytes_drop(&f->bytes, data, bytes);
-    for (i = 0; i < f->shard_count; i++) tfm__file_drop(f->shards[i], data, bytes);
-}
-
 /* 1: the memory of f and its shards stays as it is while f is open, and is not needed twice. A file that had to be
  * read into memory is copied from, so that this memory can go. */
 static int tfm__file_lasts(const tfm_file *f) {
@@ -20204,7 +20216,7 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
     l.p = p;
     l.f = f;
     l.options = options ? options : &none;
-    l.adopt = adopt && tfm__file_lasts(f);
+    l.adopt = adopt && tfm__file_lasts(f) ? f : NULL;
     if (p->sizes_only) return tfm__fail(c, TFM_INVALID, "tfm_params_load: this store has no memory");
     if (!tfm__params_usable(c, p, "tfm_params_load")) return tfm__status(c);
     if (!tfm__rules_ok(c, l.options)) return tfm__status(c);
@@ -20222,10 +20234,6 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
         for (i = 0; i < l.count; i++) l.order[i] = i;
         tfm__sort(l.order, l.count, tfm__item_less, l.items);
         tfm__plan_run(&l, 1);
-        /* The store holds the file before it uses its memory: a failure in between must not leave it with memory
-         * that is gone. */
-        if (!tfm__failed(c) && l.adopt && tfm__params_keep(c, p, tfm__file_release, tfm__file_drop, f) == TFM_OK)
-            tfm__atomic_add(&f->holders, 1);
         if (!tfm__failed(c)) tfm__plan_run(&l, 0);
         if (!tfm__failed(c) && l.options->cast) tfm__ignore(tfm_params_cast(c, p, l.options->dtype));
         if (!tfm__failed(c) && !l.options->plain) tfm__ignore(tfm_params_prepare(c, p));

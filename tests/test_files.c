@@ -1019,6 +1019,35 @@ Test(files, a_store_uses_the_files_memory_and_keeps_it_open) {
     free(b.data);
 }
 
+/* Values that were copied need no file: an open one costs memory, and a mapping of the system's few. */
+Test(files, a_store_that_uses_no_memory_of_the_file_lets_it_go) {
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    char path[512];
+    blob b = floats_of("{\"a\":" INFO("F32", "[2,3]", 0, 24) "}", 6);
+    int64_t blocks;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    test_temporary_path(path, sizeof path, "let_go.safetensors");
+    assert_ok(c, tfm_write_file(c, path, b.data, b.size));
+    assert_made(c, tfm_params_add(c, p, "a", TFM_F32, TFM_SHAPE(2, 3)));
+    blocks = m.blocks;
+    for (i = 0; i < 3; i++) assert_ok(c, tfm_params_load(c, p, path, NULL));
+    cr_expect_eq(m.blocks, blocks, "%lld blocks more", (long long)(m.blocks - blocks));
+    expect_values(tfm_params_find(p, "a"), rows_0);
+    remove(path);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+    free(b.data);
+}
+
 Test(files, loading_from_memory_copies) {
     loaded l = load_with(NULL, 0, TFM_OK);
     memset(l.b.data, 0xFF, (size_t)l.b.size);
