@@ -7491,6 +7491,11 @@ static int tfm__is_float(int dtype) {
     return tfm__dtype_ok(dtype) && tfm__dtypes[dtype].kind == TFM__KIND_FLOAT;
 }
 
+/* What is converted from one to another: floats, and f64, which is storage. */
+static int tfm__is_real(int dtype) {
+    return tfm__is_float(dtype) || dtype == TFM_F64;
+}
+
 TFM__UNUSED static int tfm__is_integer(int dtype) {
     return tfm__dtype_ok(dtype) && tfm__dtypes[dtype].kind == TFM__KIND_INTEGER;
 }
@@ -7860,7 +7865,7 @@ static void tfm__print_survey(const tfm__printer *p, int dim, int64_t offset, in
         }
         return;
     }
-    if (tfm__dtypes[p->t->dtype].kind == TFM__KIND_FLOAT || p->t->dtype == TFM_F64) {
+    if (tfm__is_real(p->t->dtype)) {
         const double value = tfm__value_at(p->t->dtype, p->data, offset), magnitude = value < 0.0 ? -value : value;
         if (value - value != 0.0 || value == 0.0) return; /* zeros, Inf and NaN have no say */
         if (!measure) {
@@ -15029,8 +15034,10 @@ static tfm_tensor *tfm__params_get(tfm_ctx *c, tfm_params *p, const char *name, 
             return NULL;
         }
         if (dtype >= 0 ? t->dtype != dtype : !tfm__is_float(t->dtype)) {
-            tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed (tfm_params_cast converts)",
-                      name, tfm_dtype_name(t->dtype), dtype >= 0 ? tfm_dtype_name(dtype) : "f32, f16 or bf16");
+            const int helps = t->ndim > 1 && tfm__is_real(t->dtype) && (dtype < 0 || tfm__is_float(dtype));
+            tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed%s", name,
+                      tfm_dtype_name(t->dtype), dtype >= 0 ? tfm_dtype_name(dtype) : "f32, f16 or bf16",
+                      helps ? " (tfm_params_cast converts)" : "");
             return NULL;
         }
         return &q->tensor;
@@ -15301,7 +15308,7 @@ static tfm_status tfm__param_cast(tfm_ctx *c, tfm__param *q, int dtype) {
     const int64_t size = tfm_dtype_size(t->dtype);
     tfm__cast_job j;
     int64_t bytes;
-    if (t->ndim < 2 || t->dtype == dtype || !(tfm__is_float(t->dtype) || t->dtype == TFM_F64)) return TFM_OK;
+    if (t->ndim < 2 || t->dtype == dtype || !tfm__is_real(t->dtype)) return TFM_OK;
     j.c = c;
     j.from = (const char *)(layout == TFM_PANELS ? t->panels : t->data);
     j.from_dtype = t->dtype;
@@ -20087,7 +20094,7 @@ static int tfm__group_view(tfm__plan *l, int64_t first, int64_t last, tfm_tensor
 
 /* The dtype of a new parameter: cast where tfm_params_cast would, so that no weight is there twice. */
 static int tfm__group_dtype(const tfm__plan *l, const tfm_tensor *whole) {
-    const int matrix = whole->ndim > 1 && (tfm__is_float(whole->dtype) || whole->dtype == TFM_F64);
+    const int matrix = whole->ndim > 1 && tfm__is_real(whole->dtype);
     return l->options->cast && matrix ? l->options->dtype : whole->dtype;
 }
 
@@ -20109,8 +20116,7 @@ static int tfm__group_fits(tfm__plan *l, const tfm__item *head, const tfm_tensor
     if (q->tensor.ndim != whole->ndim || memcmp(q->tensor.shape, whole->shape, sizeof(int64_t) * (size_t)whole->ndim)) {
         tfm__fail(l->c, TFM_INVALID, "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s",
                   head->entry->name, a, head->name, b);
-    } else if (q->tensor.dtype != whole->dtype &&
-               !(tfm__is_float(q->tensor.dtype) && (tfm__is_float(whole->dtype) || whole->dtype == TFM_F64))) {
+    } else if (q->tensor.dtype != whole->dtype && !(tfm__is_real(q->tensor.dtype) && tfm__is_real(whole->dtype))) {
         tfm__fail(l->c, TFM_INVALID,
                   "tfm_params_load: \"%.100s\" gives %s, but parameter '%.100s' is %s: only floats are converted",
                   head->entry->name, a, head->name, b);
@@ -20180,7 +20186,7 @@ static void tfm__group_load(tfm__plan *l, int64_t first, int64_t last) {
 
 /* All groups, in the order in which the file has their first tensor: once to check everything, once to do it. */
 static void tfm__plan_run(tfm__plan *l, int check) {
-    int64_t *place = l->order + l->count, i, first, last;
+    int64_t *place = l->order + l->count, i, first, last, done = 0;
     for (i = 0; i < l->count; i++) place[l->order[i]] = i;
     for (i = 0; i < l->count && !tfm__failed(l->c); i++) {
         const char *name = l->items[i].name;
@@ -20190,8 +20196,8 @@ static void tfm__plan_run(tfm__plan *l, int check) {
         for (last = place[i] + 1; last < l->count && !strcmp(l->items[l->order[last]].name, name);) last++;
         if (!check) tfm__group_load(l, first, last);
         else if (tfm__group_view(l, first, last, &whole)) tfm__group_fits(l, &l->items[l->order[first]], &whole);
-        for (; first < last; first++) l->items[l->order[first]].done = 1 + !check;
-        if (!check && tfm__progress(l->c, "loading", i + 1, l->count))
+        for (; first < last; first++, done++) l->items[l->order[first]].done = 1 + !check;
+        if (!check && tfm__progress(l->c, "loading", done, l->count))
             tfm__fail(l->c, TFM_CANCELLED, "tfm_params_load: cancelled");
     }
 }

@@ -969,6 +969,70 @@ Test(files, a_plain_load_leaves_other_parameters_to_their_writer) {
     free(b.data);
 }
 
+Test(files, floats_of_any_width_go_into_each_other) {
+    static const int dtypes[4] = {TFM_F32, TFM_F16, TFM_BF16, TFM_F64};
+    static const float expected[4] = {0, 1, 2, 3};
+    int from, to;
+    for (from = 0; from < 4; from++)
+        for (to = 0; to < 4; to++) {
+            tfm_ctx *c = context();
+            tfm_params *p = tfm_params_create(c), *q = tfm_params_create(c);
+            unsigned char file[256];
+            assert_made(c, tfm_params_add(c, p, "w", dtypes[from], TFM_SHAPE(4)));
+            assert_ok(c, tfm_copy(c, tfm_params_write_begin(c, p, "w"), tfm_arange(c, TFM_F32, 0, 4, 1)));
+            assert_ok(c, tfm_params_write_end(c, p, "w"));
+            assert_ok(c, tfm_params_save_memory(c, p, file, (int64_t)sizeof file));
+            assert_made(c, tfm_params_add(c, q, "w", dtypes[to], TFM_SHAPE(4)));
+            assert_ok(c, tfm_params_load_memory(c, q, file, tfm_params_saved_size(p), NULL));
+            expect_values(tfm_params_find(q, "w"), expected);
+            tfm_params_destroy(p);
+            tfm_params_destroy(q);
+            tfm_destroy(c);
+        }
+}
+
+typedef struct steps {
+    int64_t calls, done, total;
+} steps;
+
+static int count_steps(void *user, const char *what, int64_t done, int64_t total) {
+    steps *s = (steps *)user;
+    cr_expect_str_eq(what, "loading");
+    cr_expect(done > s->done && done <= total, "%lld after %lld of %lld", (long long)done, (long long)s->done,
+              (long long)total);
+    s->calls++;
+    s->done = done;
+    s->total = total;
+    return 0;
+}
+
+/* Also when the last tensor of the file belongs to what came before. */
+Test(files, loading_tells_of_each_step_up_to_the_last) {
+    static const tfm_rule rules[] = {{TFM_RULE_CONCAT, "x.a", "av", 0, 2}, {TFM_RULE_CONCAT, "x.v", "av", 1, 2}};
+    blob b = floats_of("{\"x.a\":" INFO("F32", "[2]", 0, 8) ",\"x.b\":" INFO("F32", "[2]", 8, 16) ",\"x.v\":" INFO(
+                           "F32", "[2]", 16, 24) "}", 6);
+    steps s = {0, 0, 0};
+    tfm_options options;
+    tfm_load_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    memset(&options, 0, sizeof options);
+    options.threads = 1;
+    options.progress = count_steps;
+    options.hook_user = &s;
+    memset(&o, 0, sizeof o);
+    o.rules = rules;
+    o.rule_count = 2;
+    c = tfm_create(&options);
+    p = tfm_params_create(c);
+    assert_ok(c, tfm_params_load_memory(c, p, b.data, b.size, &o));
+    cr_expect(s.calls == 2 && s.done == 3 && s.total == 3, "%lld steps to %lld of %lld", (long long)s.calls,
+              (long long)s.done, (long long)s.total);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    free(b.data);
+}
+
 Test(files, cast_converts_matrices_only) {
     tfm_load_options o;
     loaded l = load_with(NULL, 0, TFM_OK);

@@ -410,6 +410,15 @@ Test(params, strict_store_names_what_is_missing) {
                         "'a.in_proj_weight' is (24, 8) in the store, but (16, 8) is needed");
     assert_made(c, tfm_params_add(c, p, "b.in_proj_weight", TFM_I8, TFM_SHAPE(16, 8)));
     assert_init_refused(c, tfm_mha_init(c, p, "b", &g, &l), "is i8 in the store");
+    cr_assert_null(tfm_params_add(c, p, "b.in_proj_weight", TFM_F32, TFM_SHAPE(16, 8)));
+    cr_assert_null(strstr(tfm_error(c), "tfm_params_cast"), "%s", tfm_error(c)); /* which leaves integers as they are */
+    tfm_clear(c);
+    cr_assert_null(tfm_params_add(c, p, "a.in_proj_bias", TFM_F16, TFM_SHAPE(24)));
+    cr_assert_null(strstr(tfm_error(c), "tfm_params_cast"), "%s", tfm_error(c)); /* and vectors */
+    tfm_clear(c);
+    cr_assert_null(tfm_params_add(c, p, "a.in_proj_weight", TFM_F32, TFM_SHAPE(24, 8)));
+    assert_error_says(c, "'a.in_proj_weight' is bf16 in the store, but f32 is needed (tfm_params_cast converts)");
+    tfm_clear(c);
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
