@@ -2063,16 +2063,21 @@ static void tfm__free(tfm_ctx *c, void *p) {
     tfm__give(c, p);
 }
 
-/* Memory of an object that lives on without the context: within the limit, but not counted as held by it. data:
- * payload that nobody touches in a dry run, where it is only counted. Goes back with tfm__free_to. */
-TFM__UNUSED static void *tfm__alloc_shared(tfm_ctx *c, int64_t bytes, int data) {
+/* Memory of an object that lives on without the context, from the object's allocator: within the limit, but not
+ * counted as held by it. data: payload that nobody touches in a dry run, where it is only counted. Goes back with
+ * tfm__free_to. */
+static void *tfm__alloc_outliving(tfm_ctx *c, const tfm_allocator *a, int64_t bytes, int data) {
     int64_t total = tfm__block_bytes(bytes);
     int empty = c->dry && data;
     void *p = NULL;
-    if (total && (empty || tfm__within_limit(c, total))) p = tfm__alloc_from(&c->allocator, empty ? 0 : bytes);
+    if (total && (empty || tfm__within_limit(c, total))) p = tfm__alloc_from(a, empty ? 0 : bytes);
     if (!p) tfm__fail_memory(c, bytes);
     else if (c->dry) tfm__count(&c->plan, total);
     return p;
+}
+
+TFM__UNUSED static void *tfm__alloc_shared(tfm_ctx *c, int64_t bytes, int data) {
+    return tfm__alloc_outliving(c, &c->allocator, bytes, data);
 }
 
 /* -- arena --------------------------------------------------------------------------------------------------------- */
@@ -14990,15 +14995,9 @@ static void tfm__param_publish(tfm_params *p, tfm__param *q) {
 }
 
 /* Memory of the store, under the context's limit. In a store of sizes the elements of parameters (data) are only
- * counted. A context with another allocator may add to the store too: then the store's own is used. */
-static void *tfm__params_block(tfm_ctx *c, tfm_params *p, const char *name, int64_t bytes, int data) {
-    void *block;
-    if (c->allocator.alloc == p->allocator.alloc && c->allocator.free == p->allocator.free &&
-        c->allocator.user == p->allocator.user)
-        return tfm__alloc_shared(c, bytes, data);
-    block = tfm__alloc_from(&p->allocator, p->sizes_only && data ? 0 : bytes);
-    if (!block) tfm__fail(c, TFM_OOM, "parameter '%s': %lld bytes asked, none given", name, (long long)bytes);
-    return block;
+ * counted. A context with another allocator may add to the store too: the store's own is used. */
+static void *tfm__params_block(tfm_ctx *c, tfm_params *p, int64_t bytes, int data) {
+    return tfm__alloc_outliving(c, &p->allocator, bytes, data);
 }
 
 /* A store of sizes and a dry run belong together: values cannot be had from it, and a real one must not change in a dry
@@ -15045,7 +15044,7 @@ static tfm_tensor *tfm__params_get(tfm_ctx *c, tfm_params *p, const char *name, 
     q = tfm__param_new(c, p, "tfm_params_add", name, dtype < 0 ? TFM_F32 : dtype, shape);
     if (!q) return NULL;
     if (q->held) {
-        q->block = tfm__params_block(c, p, name, q->held, 1);
+        q->block = tfm__params_block(c, p, q->held, 1);
         if (!q->block) {
             tfm__free_to(&p->allocator, q);
             return NULL;
@@ -15113,7 +15112,7 @@ static void *tfm__params_memory(tfm_ctx *c, tfm_params *p, int64_t bytes) {
     int64_t all = 0;
     tfm__kept *kept;
     if (!tfm__add(head, bytes, &all)) all = INT64_MAX;
-    kept = (tfm__kept *)tfm__params_block(c, p, "array of layers", all, 0);
+    kept = (tfm__kept *)tfm__params_block(c, p, all, 0);
     if (!kept) return NULL;
     memset(kept, 0, (size_t)all);
     kept->next = p->kept;
@@ -15215,7 +15214,7 @@ static tfm_status tfm__param_pack(tfm_ctx *c, tfm__param *q) {
     job.c = c;
     job.t = &q->tensor;
     slab = tfm__param_slab(c, q);
-    job.panels = slab ? (char *)slab + slab->used : (char *)tfm__params_block(c, q->store, q->name, bytes, 1);
+    job.panels = slab ? (char *)slab + slab->used : (char *)tfm__params_block(c, q->store, bytes, 1);
     if (!job.panels) return TFM_OOM;
     tfm__for(c, tfm__ceil_div(q->tensor.shape[0], TFM__PANEL), 4, (double)bytes, tfm__pack_task, &job);
     if (tfm__cancelled(c)) { /* the plain form stays: the panels are not whole */
@@ -15241,7 +15240,7 @@ static tfm_status tfm__param_unpack(tfm_ctx *c, tfm__param *q) {
         q->foreign = 0;
         return TFM_OK;
     }
-    block = q->store->sizes_only ? NULL : tfm__params_block(c, q->store, q->name, bytes, 1);
+    block = q->store->sizes_only ? NULL : tfm__params_block(c, q->store, bytes, 1);
     if (!block && !q->store->sizes_only) return TFM_OOM;
     if (block) tfm__param_rows(&q->tensor, 0, q->tensor.ndim ? q->tensor.shape[0] : 1, block);
     tfm__param_replace(q, block, bytes, TFM_STRIDED);
@@ -15251,7 +15250,7 @@ static tfm_status tfm__param_unpack(tfm_ctx *c, tfm__param *q) {
 /* Plain memory of another dtype in place of what q has; its contents are to be written by the caller. */
 static TFM__UNUSED tfm_tensor *tfm__param_reset(tfm_ctx *c, tfm_params *p, tfm__param *q, int dtype) {
     const int64_t bytes = tfm_numel(&q->tensor) * tfm_dtype_size(dtype);
-    void *block = bytes ? tfm__params_block(c, p, q->name, bytes, 1) : NULL;
+    void *block = bytes ? tfm__params_block(c, p, bytes, 1) : NULL;
     if (bytes && !block) return NULL;
     tfm__param_replace(q, block, bytes, TFM_STRIDED);
     q->tensor.dtype = dtype;
@@ -15315,7 +15314,7 @@ static tfm_status tfm__param_cast(tfm_ctx *c, tfm__param *q, int dtype) {
     j.to_dtype = dtype;
     j.count = q->held / size;
     bytes = j.count * tfm_dtype_size(dtype);
-    j.to = bytes && j.from ? (char *)tfm__params_block(c, q->store, q->name, bytes, 1) : NULL;
+    j.to = bytes && j.from ? (char *)tfm__params_block(c, q->store, bytes, 1) : NULL;
     if (j.from && bytes && !j.to) return TFM_OOM;
     if (j.to) tfm__for(c, tfm__ceil_div(j.count, TFM__CAST_CHUNK), 16, (double)bytes, tfm__cast_task, &j);
     if (tfm__cancelled(c)) {

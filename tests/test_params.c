@@ -596,9 +596,11 @@ Test(params, of_a_measurement_are_refused_wherever_values_are_read) {
     }
 }
 
+/* Also for a context that adds to a store of another allocator. */
 Test(params, memory_limit_counts) {
+    test_memory m = test_memory_new();
     tfm_options o;
-    tfm_ctx *c;
+    tfm_ctx *c, *other;
     tfm_params *p;
     tfm_linear_layer l;
     memset(&o, 0, sizeof o);
@@ -607,6 +609,13 @@ Test(params, memory_limit_counts) {
     c = tfm_create(&o);
     p = tfm_params_create(c);
     assert_verb_refused(c, tfm_linear_init(c, p, "l", 2048, 2048, 1, &l), TFM_OOM);
+    o.allocator = test_allocator(&m);
+    other = tfm_create(&o);
+    assert_verb_refused(other, tfm_linear_init(other, p, "m", 2048, 2048, 1, &l), TFM_OOM);
+    cr_assert_null(tfm_params_find(p, "m.weight"));
+    assert_made(other, tfm_params_add(other, p, "small", TFM_F32, TFM_SHAPE(1024)));
+    tfm_destroy(other);
+    assert_no_leak(&m);
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
