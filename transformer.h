@@ -15289,14 +15289,10 @@ typedef struct tfm__cast_job {
 
 static void tfm__cast_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__cast_job *j = (const tfm__cast_job *)arg;
-    float row[TFM__CAST_CHUNK];
-    int64_t i;
+    const int64_t at = begin * TFM__CAST_CHUNK, n = tfm__min64(j->count, end * TFM__CAST_CHUNK) - at;
     (void)slot;
-    for (i = begin; i < end; i++) {
-        const int64_t at = i * TFM__CAST_CHUNK, n = tfm__min64(j->count - at, TFM__CAST_CHUNK);
-        j->c->k->load(row, j->from + at * tfm_dtype_size(j->from_dtype), j->from_dtype, 1, n);
-        j->c->k->store(j->to + at * tfm_dtype_size(j->to_dtype), j->to_dtype, 1, row, n);
-    }
+    tfm__convert(j->c->k, j->to + at * tfm_dtype_size(j->to_dtype), j->to_dtype, 1,
+                 j->from + at * tfm_dtype_size(j->from_dtype), j->from_dtype, 1, n);
 }
 
 /* Matrices only; a vector (bias, norm weight) is small and keeps its precision. A packed one stays packed: panels are
