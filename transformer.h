@@ -15072,7 +15072,7 @@ static void tfm__param_withdraw(tfm_params *p, tfm__param *q) {
     tfm__free_to(&p->allocator, q);
 }
 
-/* Memory of somebody else as a new parameter. */
+/* Memory of somebody else as a new parameter. In a store of sizes the shape is as good: it takes nothing there, too. */
 static tfm_tensor *tfm__params_adopt(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
                                      const void *data) {
     tfm__param *q;
@@ -15087,7 +15087,7 @@ static tfm_tensor *tfm__params_adopt(tfm_ctx *c, tfm_params *p, const char *name
     q = tfm__param_new(c, p, "tfm_params_wrap", name, dtype, shape);
     if (!q) return NULL;
     plain.in = data;
-    q->tensor.data = q->held ? plain.out : NULL;
+    q->tensor.data = q->held && !p->sizes_only ? plain.out : NULL;
     q->foreign = 1;
     tfm__param_publish(p, q);
     return &q->tensor;
@@ -15379,8 +15379,6 @@ TFM_API tfm_tensor *tfm_params_wrap(tfm_ctx *c, tfm_params *p, const char *name,
     else if (tfm__dtype_ok(dtype) && (uintptr_t)data % (uintptr_t)tfm_dtype_size(dtype))
         tfm__fail(c, TFM_INVALID, "tfm_params_wrap: '%s': data is not aligned to %s", name ? name : "(NULL)",
                   tfm_dtype_name(dtype));
-    else if (p && p->sizes_only) /* read-only memory takes nothing, but shapes are as good here */
-        t = tfm__params_get(c, p, name, dtype, shape, NULL);
     else if (tfm__params_usable(c, p, "tfm_params_wrap")) t = tfm__params_adopt(c, p, name, dtype, shape, data);
     tfm__release(c);
     return t;

@@ -558,6 +558,37 @@ Test(params, a_store_of_a_measurement_has_no_values) {
     tfm_destroy(c);
 }
 
+/* The same arguments are refused as outside a measurement, and the caller's memory is not counted. */
+Test(params, wrapping_in_a_measurement_takes_nothing) {
+    enum { SIZE = 1 << 18 };
+    float *memory = (float *)calloc(SIZE, sizeof *memory);
+    tfm_ctx *c = context_of(1);
+    tfm_params *p;
+    tfm_memory empty, need;
+    int wrap;
+    for (wrap = 0; wrap < 2; wrap++) {
+        const tfm_tensor *x;
+        tfm_measure_begin(c);
+        p = tfm_params_create(c);
+        x = tfm_ones(c, TFM_SHAPE(1, SIZE / 64));
+        if (wrap) {
+            const tfm_tensor *t = tfm_params_wrap(c, p, "w", TFM_F32, TFM_SHAPE(64, SIZE / 64), memory);
+            assert_made(c, t);
+            assert_made(c, tfm_linear(c, x, t, NULL, TFM_ACT_NONE));
+            assert_refused(c, tfm_params_wrap(c, p, "w", TFM_F32, TFM_SHAPE(64, SIZE / 64), memory), TFM_INVALID);
+            assert_refused(c, tfm_params_wrap(c, p, "v", -1, TFM_SHAPE(2), memory), TFM_INVALID);
+            cr_assert_eq(tfm_params_count(p), 1);
+        }
+        assert_ok(c, tfm_measure_end(c, wrap ? &need : &empty));
+        assert_refused(c, tfm_params_wrap(c, p, "u", TFM_F32, TFM_SHAPE(2), memory), TFM_INVALID);
+        tfm_params_destroy(p);
+    }
+    cr_assert(need.held_peak - empty.held_peak < SIZE, "%lld and %lld bytes", (long long)empty.held_peak,
+              (long long)need.held_peak);
+    free(memory);
+    tfm_destroy(c);
+}
+
 /* Whatever a program does with what is left of a measurement: an error with a text, packed or plain. */
 Test(params, of_a_measurement_are_refused_wherever_values_are_read) {
     static const int64_t numbers[2] = {3, 1};
