@@ -1261,11 +1261,12 @@ TFM_API TFM_CHECK tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params
 /* tfm_file_open, tfm_params_load_file, tfm_file_close. */
 TFM_API TFM_CHECK tfm_status tfm_params_load(tfm_ctx *c, tfm_params *p, const char *path,
                                              const tfm_load_options *options);
-/* safetensors of a store, or of `count` named tensors of any strides. Atomic: a new file takes the old one's place. */
+/* safetensors of a store, or of `count` named tensors of any strides. Atomic: a new file takes the old one's place.
+ * What stands there and is no regular file (a pipe, a device) stays: TFM_IO. */
 TFM_API TFM_CHECK tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *path);
 TFM_API TFM_CHECK tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names,
                                               const tfm_tensor *const *tensors, int64_t count);
-/* `size` bytes as a file, atomically. */
+/* `size` bytes as a file, in the same way. */
 TFM_API TFM_CHECK tfm_status tfm_write_file(tfm_ctx *c, const char *path, const void *data, int64_t size);
 /* A whole file in the arena, a NUL after its end; *size (may be NULL) gets its length without that. */
 TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size);
@@ -20496,11 +20497,15 @@ typedef struct tfm__replace {
 } tfm__replace;
 
 static tfm_status tfm__replace_begin(tfm_ctx *c, tfm__replace *r, const char *path) {
-    const int64_t room = (int64_t)strlen(path) + 32;
+    const int folder = (int)tfm__min64(tfm__folder_length(path), INT_MAX);
+    const int64_t room = (int64_t)folder + 32;
     int attempt, mode = TFM__CREATE_MODE;
 #if !TFM__WINDOWS
     struct stat old;
-    if (!stat(path, &old)) mode = (int)(old.st_mode & 0777); /* a private file stays private */
+    if (!stat(path, &old)) {
+        if (!S_ISREG(old.st_mode)) return tfm__fail(c, TFM_IO, "%.300s: it is there and not a regular file", path);
+        mode = (int)(old.st_mode & 0777); /* a private file stays private */
+    }
 #endif
     memset(r, 0, sizeof *r);
     r->sink.fd = -1;
@@ -20509,7 +20514,8 @@ static tfm_status tfm__replace_begin(tfm_ctx *c, tfm__replace *r, const char *pa
     for (attempt = 0; attempt < 100 && r->sink.fd < 0; attempt++) {
         const uint64_t mix =
             (uint64_t)(tfm__now() * 1e9) ^ tfm__thread_id() ^ (uint64_t)(uintptr_t)r ^ (uint64_t)attempt << 32;
-        tfm__format(r->temporary, room, "%s.tmp%08lx", path, (unsigned long)((mix * 0x9E3779B97F4A7C15u) >> 32));
+        tfm__format(r->temporary, room, "%.*stfm%08lx.tmp", folder, path, /* short: path's name may be the longest */
+                    (unsigned long)((mix * 0x9E3779B97F4A7C15u) >> 32));
         r->sink.fd = TFM__FD(open)(r->temporary, TFM__CREATE_FLAGS, mode);
     }
     if (r->sink.fd >= 0) return TFM_OK;

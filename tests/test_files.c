@@ -662,7 +662,7 @@ static int entries_of(const char *folder) {
 
 /* The old file stays whole until the new one is; nothing else is left behind, nor when writing fails. */
 Test(files, writing_replaces_the_file_at_once) {
-    char folder[512], path[600], full[16];
+    char folder[512], path[600];
     tfm_ctx *c = context();
     int64_t size = 0;
     struct stat info;
@@ -680,13 +680,42 @@ Test(files, writing_replaces_the_file_at_once) {
     assert_ok(c, tfm_write_file(c, path, NULL, 0));
     cr_assert_not_null(tfm_read_file(c, path, &size));
     cr_expect_eq(size, 0);
-    snprintf(full, sizeof full, "/dev/full");
     remove(path);
-    cr_assert_eq(mkdir(path, 0700), 0); /* a folder stands where the file should go: rename fails */
+    cr_assert_eq(mkdir(path, 0700), 0); /* a folder stands where the file should go */
     assert_verb_refused(c, tfm_write_file(c, path, "x", 1), TFM_IO);
     cr_expect_eq(entries_of(folder), 1, "a temporary file was left behind");
     rmdir(path);
     rmdir(folder);
+    tfm_destroy(c);
+}
+
+/* What is no file is not replaced by one: a pipe, and as root even a device, would be gone. */
+Test(files, writing_leaves_what_is_no_file) {
+    char path[512];
+    tfm_ctx *c = context();
+    struct stat info;
+    test_temporary_path(path, sizeof path, "pipe_that_stays");
+    cr_assert_eq(mkfifo(path, 0600), 0);
+    cr_assert_eq(tfm_write_file(c, path, "x", 1), TFM_IO);
+    cr_expect_not_null(strstr(tfm_error(c), "not a regular file"), "%s", tfm_error(c));
+    cr_expect(!stat(path, &info) && S_ISFIFO(info.st_mode), "the pipe is gone");
+    remove(path);
+    tfm_destroy(c);
+}
+
+/* As long as the system allows (255 bytes): the temporary name is no longer. */
+Test(files, a_long_file_name_can_be_written) {
+    char path[900];
+    size_t n;
+    tfm_ctx *c = context();
+    int64_t size = 0;
+    test_temporary_path(path, 512, "n");
+    n = strlen(path);
+    memset(path + n, 'n', 250 - (n - (size_t)(strrchr(path, '/') + 1 - path)));
+    path[(size_t)(strrchr(path, '/') + 1 - path) + 250] = 0;
+    assert_ok(c, tfm_write_file(c, path, "long", 4));
+    cr_expect_str_eq((const char *)tfm_read_file(c, path, &size), "long");
+    remove(path);
     tfm_destroy(c);
 }
 #endif
