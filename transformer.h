@@ -244,8 +244,9 @@ typedef struct tfm_tokenizer tfm_tokenizer;
  * ---------------------------------------------------------------------------------------------------------------- */
 
 /* Where all memory comes from. alloc returns memory aligned like malloc's, or NULL; free takes what alloc returned,
- * never NULL. Give both or none (then malloc and free). Called by the thread that calls the library, never by
- * workers. */
+ * never NULL. Give both or none: then malloc and free, and no other function that takes memory (on Linux a block of
+ * 2 MiB and more asks malloc for 2 MiB beyond, neither touched nor counted, so that it can begin with a large page).
+ * Called by the thread that calls the library, never by workers. */
 typedef struct tfm_allocator {
     void *(*alloc)(void *user, size_t size);
     void (*free)(void *user, void *pointer);
@@ -1479,7 +1480,6 @@ extern int sched_getcpu(void);
 #endif
 #if TFM__LINUX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int madvise(void *address, size_t length, int advice);
-extern int posix_memalign(void **block, size_t alignment, size_t size);
 #if (defined(__USE_TIME_BITS64) || defined(_REDIR_TIME64)) && LONG_MAX == 0x7fffffffL && !defined(__x86_64__)
 extern int __clock_gettime64(int clock, struct timespec *now);
 #define TFM__CLOCK_GETTIME __clock_gettime64
@@ -1808,7 +1808,7 @@ struct tfm_ctx {
     int profile;                    /* 1: ops are timed */
     int bf16_dot;                   /* 1: asked for and there */
     tfm_options options;            /* defaults filled in, isa dropped (it is the caller's string) */
-    tfm_allocator allocator;        /* complete */
+    tfm_allocator allocator;        /* all zero: malloc and free */
 
     int64_t status;                 /* atomic: another thread may ask while the owner works */
     char message[TFM__MESSAGE_BYTES];
@@ -1957,27 +1957,6 @@ typedef struct tfm__block {
     int64_t bytes;   /* asked from the allocator */
 } tfm__block;
 
-/* Large blocks ask for large pages: a kernel that streams through them then walks page tables 512 times less often
- * (7 to 35 % of the time of what reads memory once), and packing a file's weights into new memory takes half as long.
- * The end of a block, less than a large page, stays in small ones. A refusal costs nothing. */
-static void *tfm__default_alloc(void *user, size_t size) {
-    (void)user;
-#if TFM__LINUX
-    if (size >= (size_t)2 << 20) {
-        void *p = NULL;
-        if (posix_memalign(&p, (size_t)2 << 20, size)) return NULL; /* x86's: else small ones come before the first */
-        (void)madvise(p, size & ~(((size_t)1 << 16) - 1), TFM__HUGEPAGE); /* no page of a system is larger */
-        return p;
-    }
-#endif
-    return malloc(size);
-}
-
-static void tfm__default_free(void *user, void *pointer) {
-    (void)user;
-    free(pointer);
-}
-
 /* What the allocator is asked for so that `bytes` can be aligned; 0 when that is no possible size. */
 static int64_t tfm__block_bytes(int64_t bytes) {
     int64_t total;
@@ -1987,18 +1966,37 @@ static int64_t tfm__block_bytes(int64_t bytes) {
 
 static tfm__block *tfm__block_of(void *p) { return (tfm__block *)(void *)((char *)p - sizeof(tfm__block)); }
 
-/* 64-byte aligned memory from an allocator (NULL or all zero: malloc); NULL on failure, no error set. */
+/* Large blocks ask for large pages: a kernel that streams through them then walks page tables 512 times less often
+ * (7 to 35 % of the time of what reads memory once), and packing a file's weights into new memory takes half as long.
+ * The end of a block, less than a large page, stays in small ones. A refusal costs nothing. */
+#define TFM__LARGE_PAGE ((int64_t)2 << 20) /* x86's */
+
+/* What malloc gives beside `total`, so that a block can begin where a large page may: small ones would come before the
+ * first. Nobody touches it, so it is not counted; a program may replace malloc and free, and there is no third. */
+static int64_t tfm__page_slack(const tfm_allocator *a, int64_t total) {
+    return TFM__LINUX && !a->alloc && total >= TFM__LARGE_PAGE ? TFM__LARGE_PAGE : 0;
+}
+
+/* 64-byte aligned memory from an allocator (all zero: malloc); NULL on failure, no error set. */
 static void *tfm__alloc_from(const tfm_allocator *a, int64_t bytes) {
-    int64_t total = tfm__block_bytes(bytes), used;
-    char *raw, *p;
+    int64_t total = tfm__block_bytes(bytes), slack, used;
+    char *raw, *first, *p;
     if (!total) return NULL;
-    raw = (char *)(a && a->alloc ? a->alloc(a->user, (size_t)total) : tfm__default_alloc(NULL, (size_t)total));
+    slack = tfm__page_slack(a, total);
+    raw = (char *)(a->alloc ? a->alloc(a->user, (size_t)total) : malloc((size_t)(total + slack)));
     if (!raw) return NULL;
-    used = (int64_t)((uintptr_t)(raw + sizeof(tfm__block)) % TFM__ALIGN);
-    p = raw + sizeof(tfm__block) + (used ? TFM__ALIGN - used : 0);
+    first = raw;
+#if TFM__LINUX
+    if (slack) {
+        first += slack - (int64_t)((uintptr_t)raw % (uintptr_t)slack);
+        (void)madvise(first, (size_t)total & ~(((size_t)1 << 16) - 1), TFM__HUGEPAGE); /* no page is larger */
+    }
+#endif
+    used = (int64_t)((uintptr_t)(first + sizeof(tfm__block)) % TFM__ALIGN);
+    p = first + sizeof(tfm__block) + (used ? TFM__ALIGN - used : 0);
     tfm__block_of(p)->raw = raw;
     tfm__block_of(p)->bytes = total;
-    tfm__poison(p + bytes, raw + total - (p + bytes));
+    tfm__poison(p + bytes, first + total - (p + bytes));
     return p;
 }
 
@@ -2006,8 +2004,9 @@ TFM__UNUSED static void tfm__free_to(const tfm_allocator *a, void *p) {
     tfm__block *block;
     if (!p) return;
     block = tfm__block_of(p);
-    tfm__unpoison(block->raw, block->bytes); /* the allocator may be the user's and hand it out again */
-    if (a && a->free) a->free(a->user, block->raw);
+    /* the allocator may be the user's and hand it out again */
+    tfm__unpoison(block->raw, block->bytes + tfm__page_slack(a, block->bytes));
+    if (a->free) a->free(a->user, block->raw);
     else free(block->raw);
 }
 
@@ -7150,11 +7149,7 @@ TFM_API tfm_ctx *tfm_create(const tfm_options *options) {
     tfm__count(&c->real, tfm__block_bytes((int64_t)sizeof *c));
     c->options = *o;
     c->options.isa = NULL;
-    if (!o->allocator.alloc) {
-        c->options.allocator.alloc = tfm__default_alloc;
-        c->options.allocator.free = tfm__default_free;
-    }
-    c->allocator = c->options.allocator;
+    c->allocator = o->allocator;
     c->seed = o->seed;
     c->threads = 1;
     tfm__arena_tag(c);
@@ -21423,6 +21418,7 @@ TFM__STRICT_FP_END
 #undef TFM__LANES2
 #undef TFM__LANES3
 #undef TFM__LANES_MEMORY
+#undef TFM__LARGE_PAGE
 #undef TFM__LAST_LOAD
 #undef TFM__LAST_ROW
 #undef TFM__LAST_STEP

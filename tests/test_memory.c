@@ -39,6 +39,27 @@ Test(memory, data_of_tensors_is_aligned_to_a_cache_line) {
     tfm_destroy(c);
 }
 
+/* No small pages come before the first large one, and what is counted is what a user's allocator is asked for. */
+Test(memory, large_blocks_of_malloc_begin_where_a_large_page_may) {
+#if defined(__linux__)
+    test_memory m = test_memory_new();
+    tfm_ctx *c = context_on(NULL), *counted = context_on(&m);
+    int i;
+    for (i = 0; i < 4; i++) {
+        const int64_t n = (int64_t)(2 + i) << 20;
+        const tfm_tensor *t = filled(c, n, 1);
+        cr_assert_lt((uintptr_t)t->data % ((uintptr_t)2 << 20), 4096u);
+        cr_assert(holds(t, 1));
+        (void)filled(counted, n, 1);
+        cr_assert_eq(tfm_memory_usage(c).held, m.bytes);
+    }
+    tfm_destroy(c);
+    tfm_destroy(counted);
+#else
+    cr_skip_test("large pages are asked for on Linux only");
+#endif
+}
+
 Test(memory, rewind_frees_what_came_after_the_mark_and_nothing_before) {
     tfm_ctx *c = context_on(NULL);
     tfm_tensor *before = filled(c, 1000, 1), *later;

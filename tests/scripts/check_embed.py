@@ -31,6 +31,34 @@ int other(void) {
 }
 """
 
+# An allocator of the program's own: its free takes only what its malloc gave. A block of 4 MiB is a large one.
+WRAPPED = """#include <stdlib.h>
+void *__real_malloc(size_t size);
+void __real_free(void *pointer);
+void *__wrap_malloc(size_t size);
+void __wrap_free(void *pointer);
+static long blocks;
+void *__wrap_malloc(size_t size) {
+    size_t *p = (size_t *)__real_malloc(size + 16);
+    if (p) *p = 4711;
+    blocks += p != NULL;
+    return p ? p + 2 : NULL;
+}
+void __wrap_free(void *pointer) {
+    size_t *p = pointer ? (size_t *)pointer - 2 : NULL;
+    if (p && *p != 4711) abort();
+    blocks -= p != NULL;
+    __real_free(p);
+}
+static int other(void) {
+    tfm_ctx *c = tfm_create(NULL);
+    int bad = tfm_ones(c, tfm_shape2(1024, 1024)) == NULL;
+    long before = blocks;
+    tfm_destroy(c);
+    return bad || blocks >= before;
+}
+"""
+
 
 def main_text(head, extra="", tail=""):
     return (MAIN % (head, tail)).replace("EXTRA", extra)
@@ -99,4 +127,6 @@ way("shared library", {"lib.c": '#define TFM_API __attribute__((visibility("defa
     ["CC -fPIC -shared -fvisibility=hidden lib.c -lm -o libt.so", "CC app.c ./libt.so -lm -o app", "./app"])
 way("after the system's headers", {"app.c": main_text("#include <math.h>\n#include <stdio.h>\n#include <time.h>\n" + IMPLEMENT + '#include "transformer.h"')},
     ["CC -std=c99 app.c -lm -o app", "./app"])
+way("malloc and free replaced at link time", {"app.c": main_text(IMPLEMENT + '#include "transformer.h"', "|| other()", WRAPPED)},
+    ["CC -O2 -Wl,--wrap=malloc -Wl,--wrap=free app.c -lm -o app", "./app"])
 report.finish()
