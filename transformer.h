@@ -1884,7 +1884,7 @@ static void tfm__log(tfm_ctx *c, int level, const char *format, ...) {
     va_start(list, format);
     tfm__vformat(text, (int64_t)sizeof text, format, list);
     va_end(list);
-    c->options.log(c->options.hook_user, level, text);
+    (c->options.log)(c->options.hook_user, level, text); /* in brackets: log may be a macro (tgmath.h), like free */
 }
 
 static const char tfm__busy_message[] = "the context was used by two threads at the same time";
@@ -1905,7 +1905,7 @@ static tfm_status tfm__fail(tfm_ctx *c, tfm_status code, const char *format, ...
             va_end(list);
         }
         tfm__atomic_store(&c->status, code); /* after the text, which others may read from now on */
-        if (c->options.log) c->options.log(c->options.hook_user, TFM_LOG_ERROR, c->message);
+        if (c->options.log) (c->options.log)(c->options.hook_user, TFM_LOG_ERROR, c->message);
     }
     return (tfm_status)tfm__atomic_load(&c->status);
 }
@@ -2006,7 +2006,7 @@ TFM__UNUSED static void tfm__free_to(const tfm_allocator *a, void *p) {
     block = tfm__block_of(p);
     /* the allocator may be the user's and hand it out again */
     tfm__unpoison(block->raw, block->bytes + tfm__page_slack(a, block->bytes));
-    if (a->free) a->free(a->user, block->raw);
+    if (a->free) (a->free)(a->user, block->raw);
     else free(block->raw);
 }
 

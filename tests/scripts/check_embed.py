@@ -31,6 +31,18 @@ int other(void) {
 }
 """
 
+# Function-like macros: log and others of tgmath.h, and malloc and free of the program's own.
+MACROS = """#include <stdlib.h>
+#include <tgmath.h>
+void *my_malloc(size_t size);
+void my_free(void *pointer);
+#define malloc(size) my_malloc(size)
+#define free(pointer) my_free(pointer)
+"""
+MACROS_MEANT = """
+void *my_malloc(size_t size) { return (malloc)(size); }
+void my_free(void *pointer) { (free)(pointer); }
+"""
 # An allocator of the program's own: its free takes only what its malloc gave. A block of 4 MiB is a large one.
 WRAPPED = """#include <stdlib.h>
 void *__real_malloc(size_t size);
@@ -127,6 +139,8 @@ way("shared library", {"lib.c": '#define TFM_API __attribute__((visibility("defa
     ["CC -fPIC -shared -fvisibility=hidden lib.c -lm -o libt.so", "CC app.c ./libt.so -lm -o app", "./app"])
 way("after the system's headers", {"app.c": main_text("#include <math.h>\n#include <stdio.h>\n#include <time.h>\n" + IMPLEMENT + '#include "transformer.h"')},
     ["CC -std=c99 app.c -lm -o app", "./app"])
+way("C library functions are macros", {"app.c": main_text(MACROS + IMPLEMENT + '#include "transformer.h"', tail=MACROS_MEANT)},
+    ["CC -O2 app.c -lm -o app", "./app"])
 way("malloc and free replaced at link time", {"app.c": main_text(IMPLEMENT + '#include "transformer.h"', "|| other()", WRAPPED)},
     ["CC -O2 -Wl,--wrap=malloc -Wl,--wrap=free app.c -lm -o app", "./app"])
 report.finish()
