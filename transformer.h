@@ -18404,21 +18404,21 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
                 r->stream++;
         if (g->o->piece) {
             r->held_room = g->longest_stop + 256;
-            r->held = (char *)tfm__alloc(c, r->held_room);
+            r->held = (char *)tfm__arena_alloc(c, r->held_room);
             if (!r->held) return 0;
         }
     }
     return 1;
 }
 
-/* Appends a piece to the held text. 0: out of memory. */
+/* Appends a piece to the held text; what that had outgrown stays in the arena till the caller's rewind. 0: out of
+ * memory. */
 static int tfm__stream_piece(tfm_ctx *c, tfm__stream *r, const char *text, int64_t length) {
     if (r->held_length + length > r->held_room) {
         const int64_t room = 2 * (r->held_length + length);
-        char *larger = (char *)tfm__alloc(c, room);
+        char *larger = (char *)tfm__arena_alloc(c, room);
         if (!larger) return 0;
         memcpy(larger, r->held, (size_t)r->held_length);
-        tfm__free(c, r->held);
         r->held = larger;
         r->held_room = room;
     }
@@ -18596,7 +18596,6 @@ TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *pr
         tfm__generator_run(&g);
     for (b = 0; g.row && b < count; b++) {
         const tfm__stream *r = &g.row[b];
-        tfm__free(c, r->held);
         if (!r->log_probabilities) continue;
         out[b].reason = r->reason < 0 ? TFM_STOP_CALLBACK : r->reason;
         out[b].count = r->count;
@@ -21098,6 +21097,7 @@ static int64_t tfm__llama2c_characters(const tfm_tokenizer *t, const char *text,
 static tfm_status tfm__llama2c_encode(tfm_ctx *c, const tfm_tokenizer *t, const char *text, int64_t *ids,
                                       int64_t *count) {
     const int64_t room = (int64_t)strlen(text) + 1;
+    const tfm_marker mark = tfm__mark(c);
     tfm__merger m;
     int64_t bytes = 0;
     memset(&m, 0, sizeof m);
@@ -21110,13 +21110,13 @@ static tfm_status tfm__llama2c_encode(tfm_ctx *c, const tfm_tokenizer *t, const 
     m.ids = ids;
     /* every merge offers two pairs more and takes one place away */
     if (tfm__mul(room, 3 * (int64_t)sizeof *m.heap + 2 * (int64_t)sizeof *m.next, &bytes))
-        m.heap = (tfm__merge *)tfm__alloc(c, bytes);
+        m.heap = (tfm__merge *)tfm__arena_meta(c, bytes);
     if (!m.heap)
         return tfm__failed(c) ? tfm__status(c) : tfm__fail(c, TFM_OOM, "tfm_tokenizer_encode: the text is too long");
     m.next = (int64_t *)(void *)(m.heap + 3 * room);
     m.previous = m.next + room;
     *count = tfm__merge_all(&m, *count);
-    tfm__free(c, m.heap);
+    (void)tfm__rewind(c, mark);
     return TFM_OK;
 }
 

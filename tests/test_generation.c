@@ -821,6 +821,41 @@ Test(generate, a_step_takes_no_memory_after_the_first) {
     assert_no_leak(&m);
 }
 
+static const char *long_piece(const void *user, int64_t previous, int64_t id, int64_t *length) {
+    static char letters[1500]; /* more than there is room for at first */
+    (void)user;
+    (void)previous;
+    memset(letters, 'a' + (int)id, sizeof letters);
+    *length = (int64_t)sizeof letters;
+    return letters;
+}
+
+Test(generate, text_takes_no_memory_of_its_own) {
+    test_memory m = test_memory_new();
+    tfm_options o;
+    setup u;
+    tfm_generate_options g;
+    tfm_sequence out[2];
+    int64_t i, calls = 0;
+    memset(&g, 0, sizeof g);
+    memset(&o, 0, sizeof o);
+    o.allocator = test_allocator(&m);
+    u = begin_with(2, &o);
+    g.max_new = 10;
+    g.piece = long_piece;
+    for (i = 0; i < 3; i++) {
+        const tfm_marker mark = tfm_mark(u.c);
+        tfm_session_reset(u.s);
+        assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, out));
+        cr_expect_eq(out[1].text_length, 10 * 1500);
+        tfm_rewind(u.c, mark);
+        if (!i) calls = m.calls;
+    }
+    cr_expect_eq(m.calls, calls);
+    end(&u);
+    assert_no_leak(&m);
+}
+
 Test(generate, measuring_says_what_it_takes) {
     setup u = begin_batch(1);
     tfm_session *s;

@@ -316,7 +316,6 @@ typedef struct program {
     tfm_tokenizer *tokenizer;
     void *file;
     int64_t file_bytes;
-    int text;      /* 1: generation looks for a stop string too */
     uint64_t hash; /* of all that it computed */
 } program;
 
@@ -430,12 +429,10 @@ static int program_step(tfm_ctx *c, program *g, int dry) {
         options.max_new = 6;
         options.sampling.temperature = 1;
         options.sampling.top_p = 0.9f;
-        if (g->text) {
-            options.piece = tfm_tokenizer_piece;
-            options.piece_user = g->tokenizer;
-            options.stop_strings = &stop;
-            options.stop_string_count = 1;
-        }
+        options.piece = tfm_tokenizer_piece;
+        options.piece_user = g->tokenizer;
+        options.stop_strings = &stop;
+        options.stop_string_count = 1;
         tfm_session_reset(g->session);
         if (tfm_generate(c, g->session, prompts, 2, &options, out)) return 0;
         mix(g, out[0].ids, out[0].count * 8);
@@ -463,9 +460,7 @@ static void program_end(program *g) {
 /* The whole of it once. 1: all done; unsized: it ended at tfm_params_saved_size. */
 static int program_run(tfm_ctx *c, uint64_t *hash, int *unsized) {
     program g;
-    int done = program_begin(c, &g);
-    g.text = 1;
-    done = done && program_step(c, &g, 0);
+    const int done = program_begin(c, &g) && program_step(c, &g, 0);
     program_end(&g);
     *hash = g.hash;
     *unsized = g.file_bytes < 0;

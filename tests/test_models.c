@@ -272,6 +272,39 @@ Test(tokenizer, long_texts_are_no_problem) {
     free(v);
 }
 
+Test(tokenizer, encoding_again_takes_no_memory) {
+    vocabulary *v = (vocabulary *)malloc(sizeof *v);
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_tokenizer *t;
+    int64_t *ids, count, calls = 0;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    vocabulary_begin(v);
+    vocabulary_add(v, " ", -10);
+    vocabulary_add(v, "a", -11);
+    vocabulary_add(v, "aa", -1);
+    t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count);
+    cr_assert_not_null(t, "%s", tfm_error(c));
+    for (i = 0; i < 3; i++) {
+        const tfm_marker mark = tfm_mark(c);
+        const int64_t used = tfm_memory_usage(c).arena_used;
+        assert_ok(c, tfm_tokenizer_encode(c, t, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", 1, 1, &ids, &count));
+        cr_expect_eq(count, 3 + 16);
+        cr_expect_leq(tfm_memory_usage(c).arena_used - used, 512); /* the ids alone stay */
+        tfm_rewind(c, mark);
+        if (!i) calls = m.calls;
+    }
+    cr_expect_eq(m.calls, calls);
+    tfm_tokenizer_destroy(t);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+    free(v);
+}
+
 Test(tokenizer, pieces_are_llama2cs) {
     vocabulary *v = (vocabulary *)malloc(sizeof *v);
     static const int64_t text[] = {1, 259, 3 + 'A', 259, 260, 261, 262, 2};
