@@ -2,6 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BLANKS " \t\r\v\f"
+
 static int read_ids(tfm_ctx *c, const char *path, tfm_tensor **ids, tfm_tensor **lengths) {
     int64_t size, rows = 0, longest = 0, *counts, *values;
     const char *text = (const char *)tfm_read_file(c, path, &size), *s;
@@ -18,20 +20,15 @@ static int read_ids(tfm_ctx *c, const char *path, tfm_tensor **ids, tfm_tensor *
             int64_t n = 0;
             counts = pass ? (int64_t *)(*lengths)->data : NULL;
             values = pass ? (int64_t *)(*ids)->data : NULL;
-            while (*s && *s != '\n') {
+            /* strtoll steps over blanks, but over line ends too */
+            for (s += strspn(s, BLANKS); *s && *s != '\n'; s = end + strspn(end, BLANKS)) {
                 long long id = strtoll(s, &end, 10);
                 if (end == s) {
-                    if (*s != ' ' && *s != '\t' && *s != '\r') {
-                        fprintf(stderr, "%s: not a number: %.20s\n", path, s);
-                        return 1;
-                    }
-                    s++;
-                    continue;
+                    fprintf(stderr, "%s: not a number: %.20s\n", path, s);
+                    return 1;
                 }
                 if (pass) values[rows * longest + n] = id;
                 n++;
-                s = end;
-                if (*s == ' ') s++;
             }
             if (*s) s++;
             if (!n) continue;

@@ -48,6 +48,13 @@ def picture(path, isa, program, *arguments):
     return "" if root.tag.endswith("svg") and len(cells) >= 4 else f"{path} is no heat map"
 
 
+def same_tags(texts):
+    """tag says the same of all these files."""
+    paths = [os.path.relpath(write(os.path.join(work, f"ids{i}.txt"), text), work) for i, text in enumerate(texts)]
+    problem, expected = run(ISAS[-1], "tag", paths[0])
+    return problem or "\n".join(filter(None, (same_as(expected, ISAS[-1], "tag", path) for path in paths[1:])))
+
+
 def short(path):
     text = read(path)
     problems = []
@@ -60,7 +67,10 @@ def short(path):
 
 for path in sorted(glob.glob("examples/*.[ch]")):
     report.attempt(path, short, path)
-ids = os.path.relpath(write(os.path.join(work, "ids.txt"), "5 7 12 3\n1 2\n9 9 9 9 9 4\n"), work)
+IDS = "5 7 12 3\n1 2\n9 9 9 9 9 4\n"
+ids = os.path.relpath(write(os.path.join(work, "ids.txt"), IDS), work)
+report.attempt("lines of ids end in any way", same_tags,
+               [IDS, IDS.replace("\n", "\r\n"), IDS.replace("\n", "  \n"), IDS.replace("\n", "\v\n\n"), " " + IDS[:-1]])
 for isa in ISAS:
     for program in ("attention", "masks", "custom_allocator", "own_threads"):
         report.attempt(f"{program} on {isa}", speaks, isa, program)
