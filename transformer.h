@@ -20344,27 +20344,6 @@ static int tfm__named_less(const void *user, int64_t a, int64_t b) {
     return n[a].rank != n[b].rank ? n[a].rank > n[b].rank : strcmp(n[a].name, n[b].name) < 0;
 }
 
-/* Dtype ranks, and the index array `order` in the order of writing. c NULL: nothing is checked. */
-static tfm_status tfm__save_order(tfm_ctx *c, tfm__named *list, int64_t count, int64_t *order) {
-    int64_t i;
-    int k;
-    for (i = 0; i < count; i++) {
-        order[i] = i;
-        for (k = 0; k < TFM__COUNT(tfm__file_dtypes); k++)
-            if (tfm__file_dtypes[k].dtype == list[i].tensor->dtype) list[i].rank = k;
-    }
-    tfm__sort(order, count, tfm__named_name_less, list);
-    for (i = 0; c && i < count; i++) {
-        const char *name = list[order[i]].name;
-        if (!tfm__utf8_valid((const unsigned char *)name, (int64_t)strlen(name)) || !strcmp(name, "__metadata__"))
-            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' cannot be a name in safetensors", name);
-        if (i && !strcmp(name, list[order[i - 1]].name))
-            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' is there twice", name);
-    }
-    tfm__sort(order, count, tfm__named_less, list);
-    return TFM_OK;
-}
-
 static void tfm__save_header(tfm__sink *s, const tfm__named *list, int64_t count, const int64_t *order) {
     int64_t i, at = 0, bytes;
     int d;
@@ -20381,6 +20360,40 @@ static void tfm__save_header(tfm__sink *s, const tfm__named *list, int64_t count
         tfm__sink_text(s, ",%lld]}", (long long)at);
     }
     tfm__sink_put(s, "}", 1);
+}
+
+/* Its bytes. It is padded with spaces to a multiple of 8 as the reference writer does. */
+static int64_t tfm__save_header_bytes(const tfm__named *list, int64_t count, const int64_t *order) {
+    tfm__sink s;
+    memset(&s, 0, sizeof s);
+    s.fd = -1;
+    tfm__save_header(&s, list, count, order);
+    return tfm__round_up(s.written, 8);
+}
+
+/* Dtype ranks, and the index array `order` in the order of writing. c NULL: nothing is checked. */
+static tfm_status tfm__save_order(tfm_ctx *c, tfm__named *list, int64_t count, int64_t *order) {
+    int64_t i, bytes;
+    int k;
+    for (i = 0; i < count; i++) {
+        order[i] = i;
+        for (k = 0; k < TFM__COUNT(tfm__file_dtypes); k++)
+            if (tfm__file_dtypes[k].dtype == list[i].tensor->dtype) list[i].rank = k;
+    }
+    tfm__sort(order, count, tfm__named_name_less, list);
+    for (i = 0; c && i < count; i++) {
+        const char *name = list[order[i]].name;
+        if (!tfm__utf8_valid((const unsigned char *)name, (int64_t)strlen(name)) || !strcmp(name, "__metadata__"))
+            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' cannot be a name in safetensors", name);
+        if (i && !strcmp(name, list[order[i - 1]].name))
+            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' is there twice", name);
+    }
+    tfm__sort(order, count, tfm__named_less, list);
+    bytes = c ? tfm__save_header_bytes(list, count, order) : 0;
+    if (bytes > TFM__HEADER_MOST)
+        return tfm__fail(c, TFM_INVALID, "tfm_params_save: the names take a header of %lld bytes, the format allows %d",
+                         (long long)bytes, TFM__HEADER_MOST);
+    return TFM_OK;
 }
 
 /* The elements of t in row-major order, whatever its strides or layout. */
@@ -20410,19 +20423,15 @@ static void tfm__save_data(tfm__sink *s, const tfm_tensor *t) {
     tfm__sink_put(s, chunk, used);
 }
 
-/* The whole file. The header is padded with spaces to a multiple of 8 as the reference writer does. */
+/* The whole file. */
 static void tfm__save_to(tfm__sink *s, const tfm__named *list, int64_t count, const int64_t *order) {
-    tfm__sink length;
+    const int64_t bytes = tfm__save_header_bytes(list, count, order);
     unsigned char head[8];
     int64_t i;
-    memset(&length, 0, sizeof length);
-    length.fd = -1;
-    tfm__save_header(&length, list, count, order);
-    length.written = tfm__round_up(length.written, 8);
-    for (i = 0; i < 8; i++) head[i] = (unsigned char)((uint64_t)length.written >> (8 * i));
+    for (i = 0; i < 8; i++) head[i] = (unsigned char)((uint64_t)bytes >> (8 * i));
     tfm__sink_put(s, head, 8);
     tfm__save_header(s, list, count, order);
-    while (s->written < length.written + 8) tfm__sink_put(s, " ", 1);
+    while (s->written < bytes + 8) tfm__sink_put(s, " ", 1);
     for (i = 0; i < count && !s->failed; i++) tfm__save_data(s, list[order[i]].tensor);
 }
 
@@ -20443,18 +20452,14 @@ static tfm__named *tfm__params_list(const tfm_params *p, int64_t **order) {
 }
 
 TFM_API int64_t tfm_params_saved_size(const tfm_params *p) {
-    tfm__sink s;
-    int64_t *order = NULL, i;
+    int64_t *order = NULL, i, size;
     tfm__named *list = p ? tfm__params_list(p, &order) : NULL;
     if (!list) return -1;
-    memset(&s, 0, sizeof s);
-    s.fd = -1;
     tfm__save_order(NULL, list, p->count, order);
-    tfm__save_header(&s, list, p->count, order);
-    s.written = 8 + tfm__round_up(s.written, 8);
-    for (i = 0; i < p->count; i++) s.written += tfm_numel(list[i].tensor) * tfm_dtype_size(list[i].tensor->dtype);
+    size = 8 + tfm__save_header_bytes(list, p->count, order);
+    for (i = 0; i < p->count; i++) size += tfm_numel(list[i].tensor) * tfm_dtype_size(list[i].tensor->dtype);
     tfm__free_to(&p->allocator, list);
-    return s.written;
+    return size;
 }
 
 TFM_API tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params *p, void *buffer, int64_t size) {

@@ -650,6 +650,27 @@ Test(files, strided_tensors_are_written_in_order) {
     tfm_destroy(c);
 }
 
+/* What could not be read again is not written. */
+Test(files, a_header_beyond_the_formats_limit_is_refused) {
+    enum { LENGTH = 100000000 };
+    char path[512], *name;
+    tfm_ctx *c = context();
+    const tfm_tensor *t = tfm_ones(c, TFM_SHAPE(2));
+    const char *names[1];
+    if (test_quick()) cr_skip_test("quick");
+    name = (char *)malloc(LENGTH + 1);
+    cr_assert_not_null(name);
+    memset(name, 'n', LENGTH);
+    name[LENGTH] = 0;
+    names[0] = name;
+    test_temporary_path(path, sizeof path, "header.safetensors");
+    cr_assert_eq(tfm_save_tensors(c, path, names, &t, 1), TFM_INVALID);
+    cr_expect_not_null(strstr(tfm_error(c), "header of 1000000"), "%s", tfm_error(c));
+    cr_expect_not(test_file_exists(path));
+    free(name);
+    tfm_destroy(c);
+}
+
 #if !defined(_WIN32)
 static int entries_of(const char *folder) {
     DIR *d = opendir(folder);
