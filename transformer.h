@@ -14253,6 +14253,19 @@ static void tfm__cache_clean_tail(const tfm_cache *cache, char *keys, int64_t le
     }
 }
 
+/* Returns where the keys begin. */
+static char *tfm__cache_put_header(const tfm_cache *cache, char *p) {
+    const int64_t field[TFM__CACHE_FIELDS] = {TFM__CACHE_VERSION, cache->dtype,    cache->layers,     cache->batch,
+                                              cache->heads,       cache->key_size, cache->value_size, cache->capacity};
+    int64_t i;
+    memcpy(p, "TFMCACHE", 8);
+    p += 8;
+    for (i = 0; i < TFM__CACHE_FIELDS; ++i, p += 8) tfm__put_number(p, field[i]);
+    /* starts follow the lengths */
+    for (i = 0; i < 2 * cache->layers * cache->batch; ++i, p += 8) tfm__put_number(p, cache->length[i]);
+    return p;
+}
+
 TFM_API tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buffer, int64_t size) {
     tfm__op o;
     int64_t i, head;
@@ -14264,25 +14277,18 @@ TFM_API tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buff
                     buffer ? "given" : "NULL", (long long)size, (long long)tfm_cache_saved_size(cache));
         return tfm__refused(c);
     }
-    if (o.run) {
-        const int64_t field[TFM__CACHE_FIELDS] =
-            {TFM__CACHE_VERSION, cache->dtype, cache->layers, cache->batch, cache->heads,
-                                                  cache->key_size, cache->value_size, cache->capacity};
-        memcpy(p, "TFMCACHE", 8);
-        p += 8;
-        for (i = 0; i < TFM__CACHE_FIELDS; ++i, p += 8) tfm__put_number(p, field[i]);
-        /* starts follow the lengths */
-        for (i = 0; i < 2 * cache->layers * cache->batch; ++i, p += 8) tfm__put_number(p, cache->length[i]);
-        for (i = 0; i < cache->layers * cache->batch; ++i) {
-            const int64_t keys = tfm__cache_key_bytes(cache, cache->length[i]);
-            for (head = i * cache->heads; head < (i + 1) * cache->heads; ++head) {
-                int64_t key;
-                memcpy(p, cache->keys + head * cache->key_head, (size_t)keys);
-                tfm__cache_clean_tail(cache, p, cache->length[i]);
-                p += keys;
-                for (key = 0; key < cache->length[i]; ++key, p += tfm__cache_value_bytes(cache, 1)) {
-                    tfm__cache_value_row(cache, cache->values + head * cache->value_head, key, NULL, p);
-                }
+    p = tfm__cache_put_header(cache, p);
+    /* a dry run has no keys and values: something to go on with, a load of it among others */
+    if (!o.run) memset(p, 0, (size_t)(tfm_cache_saved_size(cache) - tfm__cache_header(cache)));
+    for (i = 0; o.run && i < cache->layers * cache->batch; ++i) {
+        const int64_t keys = tfm__cache_key_bytes(cache, cache->length[i]);
+        for (head = i * cache->heads; head < (i + 1) * cache->heads; ++head) {
+            int64_t key;
+            memcpy(p, cache->keys + head * cache->key_head, (size_t)keys);
+            tfm__cache_clean_tail(cache, p, cache->length[i]);
+            p += keys;
+            for (key = 0; key < cache->length[i]; ++key, p += tfm__cache_value_bytes(cache, 1)) {
+                tfm__cache_value_row(cache, cache->values + head * cache->value_head, key, NULL, p);
             }
         }
     }

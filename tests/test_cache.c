@@ -580,6 +580,44 @@ Test(cache, every_failing_allocation_is_an_error_and_no_leak) {
     cr_assert(test_each_allocation_failing(allocation_body, NULL, NULL) > 3);
 }
 
+/* The bytes of a measured cache say its sizes and lengths, with zeros for what is not there. */
+Test(cache, saving_and_loading_can_be_measured) {
+    tfm_options options;
+    tfm_cache_options o;
+    tfm_cache *cache, *back;
+    tfm_ctx *c;
+    tfm_memory memory;
+    tfm_tensor *k;
+    int64_t size;
+    char *buffer;
+    memset(&options, 0, sizeof options);
+    options.threads = 1;
+    c = tfm_create(&options);
+    memset(&o, 0, sizeof o);
+    o.heads = 1;
+    o.key_size = 8;
+    o.capacity = 16;
+    tfm_measure_begin(c);
+    cache = tfm_cache_create(c, &o);
+    k = tfm_ones(c, TFM_SHAPE(1, 1, 2, 8));
+    assert_made(c, cache);
+    assert_ok(c, tfm_cache_append(c, cache, 0, k, k, NULL));
+    size = tfm_cache_saved_size(cache);
+    buffer = (char *)malloc((size_t)size);
+    memset(buffer, 0x55, (size_t)size);
+    assert_ok(c, tfm_cache_save(c, cache, buffer, size));
+    back = tfm_cache_load(c, buffer, size);
+    assert_made(c, back);
+    cr_assert_eq(tfm_cache_length(back, 0, 0), 2);
+    cr_assert_eq(tfm_cache_capacity(back), 16);
+    cr_assert_eq(buffer[size - 1], 0);
+    assert_ok(c, tfm_measure_end(c, &memory));
+    free(buffer);
+    tfm_cache_destroy(cache);
+    tfm_cache_destroy(back);
+    tfm_destroy(c);
+}
+
 Test(cache, it_can_be_measured_before_it_is_made) {
     tfm_ctx *c = tfm_create(NULL);
     const tfm_cache_options g = geometry(TFM_F32, 100000);
