@@ -1278,8 +1278,9 @@ TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size);
 /* ------------------------------------------------------------------------------------------------------------------
  *  Models and tokenizers
  * ---------------------------------------------------------------------------------------------------------------- */
-/* A checkpoint of llama2.c (version 0 .bin): fills *config and the store (names as tfm_transformer_init wants them; the
- * values are copied). Next: tfm_transformer_init with prefix "", tfm_params_prepare. */
+/* A checkpoint of llama2.c (version 0 .bin): fills the store (names as tfm_transformer_init wants them; the values are
+ * copied) and, when all went well, *config. Next: tfm_transformer_init with prefix "", tfm_params_prepare. Everything
+ * is checked before anything changes; only a cancel, or memory that runs out later, leaves a part loaded. */
 TFM_API TFM_CHECK tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, const void *data, int64_t size,
                                                      tfm_transformer_config *config);
 /* Its tokenizer file; vocab = the model's vocabulary size. All tokenizers copy what they need, outlive the context and
@@ -15019,30 +15020,33 @@ static int tfm__shape_is(const tfm_tensor *t, tfm_shape shape) {
     return t->ndim == shape.ndim && !memcmp(t->shape, shape.dim, sizeof(int64_t) * (size_t)shape.ndim);
 }
 
+/* 0: q is not of this shape and dtype (-1: any float dtype); the error is set. */
+static int tfm__param_agrees(tfm_ctx *c, const tfm__param *q, int dtype, tfm_shape shape) {
+    const tfm_tensor *t = &q->tensor;
+    char have[128], want[128];
+    if (!tfm__shape_is(t, shape)) {
+        tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed", q->name,
+                  tfm__shape_text(have, sizeof(have), t->ndim, t->shape),
+                  tfm__shape_text(want, sizeof(want), shape.ndim, shape.dim));
+        return 0;
+    }
+    if (dtype >= 0 ? t->dtype != dtype : !tfm__is_float(t->dtype)) {
+        const int helps = t->ndim > 1 && tfm__is_real(t->dtype) && (dtype < 0 || tfm__is_float(dtype));
+        tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed%s", q->name,
+                  tfm_dtype_name(t->dtype), dtype >= 0 ? tfm_dtype_name(dtype) : "f32, f16 or bf16",
+                  helps ? " (tfm_params_cast converts)" : "");
+        return 0;
+    }
+    return 1;
+}
+
 /* The parameter of that name, or a new zeroed one (*fresh = 1). dtype -1: any float dtype will do, f32 when it is new.
  */
 static tfm_tensor *tfm__params_get(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
                                    int *fresh) {
     tfm__param *q = tfm__param_of(p, name);
-    char have[128], want[128];
     if (fresh) *fresh = 0;
-    if (q) {
-        const tfm_tensor *t = &q->tensor;
-        if (!tfm__shape_is(t, shape)) {
-            tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed", name,
-                      tfm__shape_text(have, sizeof(have), t->ndim, t->shape),
-                      tfm__shape_text(want, sizeof(want), shape.ndim, shape.dim));
-            return NULL;
-        }
-        if (dtype >= 0 ? t->dtype != dtype : !tfm__is_float(t->dtype)) {
-            const int helps = t->ndim > 1 && tfm__is_real(t->dtype) && (dtype < 0 || tfm__is_float(dtype));
-            tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed%s", name,
-                      tfm_dtype_name(t->dtype), dtype >= 0 ? tfm_dtype_name(dtype) : "f32, f16 or bf16",
-                      helps ? " (tfm_params_cast converts)" : "");
-            return NULL;
-        }
-        return &q->tensor;
-    }
+    if (q) return tfm__param_agrees(c, q, dtype, shape) ? &q->tensor : NULL;
     q = tfm__param_new(c, p, "tfm_params_add", name, dtype < 0 ? TFM_F32 : dtype, shape);
     if (!q) return NULL;
     if (q->held) {
@@ -20790,20 +20794,24 @@ static tfm_status tfm__llama2c_head(tfm__llama2c *l, tfm_transformer_config *con
     return TFM_OK;
 }
 
-/* One layer's share of a part, `bytes` at `from`, into its parameter. */
+/* One layer's share of a part, `bytes` at `from`, into its parameter; check: only whether that can take it. */
 static tfm_status tfm__llama2c_copy(tfm__llama2c *l, const struct tfm__llama2c_part *part, int64_t layer,
-                                    const unsigned char *from, int64_t bytes) {
+                                    const unsigned char *from, int64_t bytes, int check) {
     const int64_t columns = l->sizes[part->columns];
     const int64_t row = part->after_q * l->sizes[TFM__SIZE_Q] + part->after_kv * l->sizes[TFM__SIZE_KV];
     const int fused = !strcmp(part->name, "self_attn.in_proj_weight");
     const int64_t rows = fused ? l->sizes[TFM__SIZE_Q] + 2 * l->sizes[TFM__SIZE_KV] : l->sizes[part->rows];
+    const tfm_shape shape = part->columns == TFM__SIZE_ONE ? tfm_shape1(rows) : tfm_shape2(rows, columns);
     char name[96];
     tfm__param *q;
     if (part->layered) tfm__format(name, (int64_t)sizeof name, "decoder.layers.%lld.%s", (long long)layer, part->name);
     else tfm__format(name, (int64_t)sizeof name, "%s", part->name);
-    if (!tfm__params_get(l->c, l->p, name, TFM_F32,
-                         part->columns == TFM__SIZE_ONE ? tfm_shape1(rows) : tfm_shape2(rows, columns), NULL))
+    if (check) {
+        q = tfm__param_of(l->p, name);
+        if (q && tfm__param_agrees(l->c, q, TFM_F32, shape)) tfm__param_idle(l->c, "tfm_llama2c_load", q);
         return tfm__status(l->c);
+    }
+    if (!tfm__params_get(l->c, l->p, name, TFM_F32, shape, NULL)) return tfm__status(l->c);
     q = tfm__param_of(l->p, name);
     if (tfm__param_unpack(l->c, q) != TFM_OK) return tfm__status(l->c);
     memcpy((float *)q->tensor.data + row * columns, from, (size_t)bytes);
@@ -20811,20 +20819,36 @@ static tfm_status tfm__llama2c_copy(tfm__llama2c *l, const struct tfm__llama2c_p
     return TFM_OK;
 }
 
-/* What is told of a checkpoint before this is in *l. */
-static tfm_status tfm__llama2c_run(tfm__llama2c *l, tfm_transformer_config *config) {
+/* All tensors of the file: once to check everything and count them in *total, once to copy. */
+static tfm_status tfm__llama2c_walk(tfm__llama2c *l, int check, int64_t *total) {
     const unsigned char *from = l->data + TFM__LLAMA2C_HEAD;
-    int64_t layer, bytes = 0;
+    int64_t layer, bytes = 0, done = 0;
     int i;
-    if (l->p->sizes_only) return tfm__fail(l->c, TFM_INVALID, "llama2.c: this store has no memory");
-    if (!tfm__params_usable(l->c, l->p, "tfm_llama2c_load")) return tfm__status(l->c);
-    if (tfm__llama2c_head(l, config) != TFM_OK) return tfm__status(l->c);
     for (i = 0; i < l->parts; i++) {
         const struct tfm__llama2c_part *part = &tfm__llama2c_parts[i];
         tfm__llama2c_bytes(l, part, &bytes);
-        for (layer = 0; layer < (part->layered ? l->layers : 1); layer++, from += bytes)
-            if (part->name && tfm__llama2c_copy(l, part, layer, from, bytes) != TFM_OK) return tfm__status(l->c);
+        for (layer = 0; layer < (part->layered ? l->layers : 1); layer++, from += bytes) {
+            if (!part->name) continue;
+            if (tfm__llama2c_copy(l, part, layer, from, bytes, check) != TFM_OK) return tfm__status(l->c);
+            done++;
+            if (!check && tfm__progress(l->c, "loading", done, *total))
+                return tfm__fail(l->c, TFM_CANCELLED, "tfm_llama2c_load: cancelled");
+        }
     }
+    *total = done;
+    return TFM_OK;
+}
+
+/* What is told of a checkpoint before this is in *l. */
+static tfm_status tfm__llama2c_run(tfm__llama2c *l, tfm_transformer_config *config) {
+    tfm_transformer_config filled;
+    int64_t total = 0;
+    if (l->p->sizes_only) return tfm__fail(l->c, TFM_INVALID, "llama2.c: this store has no memory");
+    if (!tfm__params_usable(l->c, l->p, "tfm_llama2c_load")) return tfm__status(l->c);
+    if (tfm__llama2c_head(l, &filled) != TFM_OK || tfm__llama2c_walk(l, 1, &total) != TFM_OK
+        || tfm__llama2c_walk(l, 0, &total) != TFM_OK)
+        return tfm__status(l->c);
+    *config = filled;
     return TFM_OK;
 }
 

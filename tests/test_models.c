@@ -92,6 +92,72 @@ Test(llama2c, every_part_of_the_file_finds_its_parameter) {
     }
 }
 
+/* What stands in the way is found in front of the first copy: neither store nor config has changed. */
+Test(llama2c, what_is_refused_changes_nothing) {
+    enum { SHAPE, DTYPE, WRITING, WAYS };
+    int way;
+    for (way = 0; way < WAYS; way++) {
+        tfm_ctx *c = context();
+        tfm_params *p = tfm_params_create(c);
+        tfm_transformer_config g;
+        int64_t size;
+        unsigned char *data = checkpoint(1, &size);
+        const int64_t rows = way == SHAPE ? VOCAB + 1 : VOCAB;
+        const int dtype = way == DTYPE ? TFM_F16 : TFM_F32;
+        memset(&g, 0x55, sizeof g);
+        assert_made(c, tfm_params_add(c, p, "generator.weight", dtype, TFM_SHAPE(rows, DIM))); /* the file's last */
+        assert_made(c, tfm_params_add(c, p, "tgt_embedding.weight", TFM_F32, TFM_SHAPE(VOCAB, DIM)));
+        if (way == WRITING) assert_made(c, tfm_params_write_begin(c, p, "generator.weight"));
+        assert_verb_refused(c, tfm_llama2c_load_memory(c, p, data, size, &g), TFM_INVALID);
+        cr_expect_eq(tfm_params_count(p), 2, "%d", way);
+        cr_expect_eq(((const float *)tfm_params_find(p, "tgt_embedding.weight")->data)[1], 0.0f, "%d", way);
+        cr_expect_eq(g.kind, 0x55555555, "%d: config was filled", way);
+        tfm_params_destroy(p);
+        tfm_destroy(c);
+        free(data);
+    }
+}
+
+typedef struct steps {
+    int64_t calls, total, stop_at;
+} steps;
+
+static int count_steps(void *user, const char *what, int64_t done, int64_t total) {
+    steps *s = (steps *)user;
+    cr_expect_str_eq(what, "loading");
+    cr_expect_eq(done, ++s->calls);
+    s->total = total;
+    return done == s->stop_at;
+}
+
+Test(llama2c, loading_tells_of_each_tensor_and_can_be_cancelled) {
+    enum { TENSORS = 2 + 9 * LAYERS };
+    int64_t size;
+    unsigned char *data = checkpoint(0, &size);
+    int stop;
+    for (stop = 0; stop < 2; stop++) {
+        steps s = {0, 0, 0};
+        tfm_options o;
+        tfm_transformer_config g;
+        tfm_ctx *c;
+        tfm_params *p;
+        memset(&o, 0, sizeof o);
+        o.threads = 1;
+        o.progress = count_steps;
+        o.hook_user = &s;
+        s.stop_at = stop ? 3 : -1;
+        c = tfm_create(&o);
+        p = tfm_params_create(c);
+        if (stop) assert_verb_refused(c, tfm_llama2c_load_memory(c, p, data, size, &g), TFM_CANCELLED);
+        else assert_ok(c, tfm_llama2c_load_memory(c, p, data, size, &g));
+        cr_expect_eq(s.calls, stop ? 3 : TENSORS);
+        cr_expect_eq(s.total, TENSORS);
+        tfm_params_destroy(p);
+        tfm_destroy(c);
+    }
+    free(data);
+}
+
 Test(llama2c, sizes_are_checked_against_the_file) {
     static const struct {
         int word;
