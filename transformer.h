@@ -1875,6 +1875,38 @@ TFM__UNUSED static int64_t tfm__append(char *buffer, int64_t size, int64_t lengt
     return length;
 }
 
+/* Bytes of the UTF-8 character that begins n > 0 bytes; 0: none, or not whole (no surrogates, nothing overlong, nothing
+ * past U+10FFFF). */
+static int64_t tfm__utf8_length(const unsigned char *s, int64_t n) {
+    const unsigned lead = s[0];
+    unsigned low = 0x80, high = 0xBF;
+    int64_t i, length;
+    if (lead < 0x80) return 1;
+    if (lead < 0xC2 || lead > 0xF4) return 0;
+    length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+    if (lead == 0xE0) low = 0xA0;
+    if (lead == 0xED) high = 0x9F;
+    if (lead == 0xF0) low = 0x90;
+    if (lead == 0xF4) high = 0x8F;
+    for (i = 1; i < length; i++) {
+        if (i >= n || s[i] < low || s[i] > high) return 0;
+        low = 0x80;
+        high = 0xBF;
+    }
+    return length;
+}
+
+/* Leaves out what is no whole character: "%.100s" and the end of a buffer cut through them. */
+static void tfm__utf8_mend(char *text) {
+    const int64_t size = (int64_t)strlen(text);
+    int64_t i, length, kept = 0;
+    for (i = 0; i < size; i += tfm__max64(length, 1), kept += length) {
+        length = tfm__utf8_length((const unsigned char *)text + i, size - i);
+        memmove(text + kept, text + i, (size_t)length);
+    }
+    text[kept] = 0;
+}
+
 /* -- hooks and the sticky error ------------------------------------------------------------------------------------ */
 
 TFM__PRINTF(3, 4)
@@ -1904,6 +1936,7 @@ static tfm_status tfm__fail(tfm_ctx *c, tfm_status code, const char *format, ...
             va_start(list, format);
             tfm__vformat(c->message, TFM__MESSAGE_BYTES, format, list);
             va_end(list);
+            tfm__utf8_mend(c->message);
         }
         tfm__atomic_store(&c->status, code); /* after the text, which others may read from now on */
         if (c->options.log) (c->options.log)(c->options.hook_user, TFM_LOG_ERROR, c->message);
@@ -18979,28 +19012,11 @@ struct tfm_file {
 
 /* -- text ---------------------------------------------------------------------------------------------------------- */
 
-/* 1: n bytes of well-formed UTF-8 (no surrogates, nothing overlong, nothing past U+10FFFF). */
+/* 1: n bytes of well-formed UTF-8. */
 static int tfm__utf8_valid(const unsigned char *s, int64_t n) {
-    int64_t i = 0;
-    while (i < n) {
-        const unsigned lead = s[i++];
-        unsigned low = 0x80, high = 0xBF;
-        int more;
-        if (lead < 0x80) continue;
-        if (lead < 0xC2 || lead > 0xF4) return 0;
-        more = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
-        if (lead == 0xE0) low = 0xA0;
-        if (lead == 0xED) high = 0x9F;
-        if (lead == 0xF0) low = 0x90;
-        if (lead == 0xF4) high = 0x8F;
-        for (; more; more--) {
-            if (i >= n || s[i] < low || s[i] > high) return 0;
-            i++;
-            low = 0x80;
-            high = 0xBF;
-        }
-    }
-    return 1;
+    int64_t i = 0, length = 1;
+    for (; i < n && length; i += length) length = tfm__utf8_length(s + i, n - i);
+    return i == n && length;
 }
 
 /* A strict JSON reader without a tree: the caller asks for what must come next. The first mismatch puts the reason

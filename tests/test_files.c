@@ -215,6 +215,31 @@ Test(files, names_may_be_any_text) {
     tfm_destroy(c);
 }
 
+/* A long name is cut, but not through a character: the text of an error is UTF-8. */
+Test(files, errors_show_whole_characters) {
+    char header[512], name[181];
+    int shift, i;
+    for (shift = 0; shift < 3; shift++) {
+        tfm_ctx *c = context();
+        const char *text, *p;
+        blob b;
+        memset(name, 'x', sizeof name);
+        for (i = shift; i + 3 < (int)sizeof name; i += 3) memcpy(name + i, "\xe2\x82\xac", 3);
+        name[i] = 0;
+        snprintf(header, sizeof header, "{\"%s\":" INFO("F32", "[2]", 0, 9) "}", name);
+        b = file_of(header, 9);
+        assert_refused(c, tfm_file_open_memory(c, NULL, -1), TFM_INVALID);
+        cr_assert_null(tfm_file_open_memory(c, b.data, b.size));
+        text = tfm_error(c);
+        p = strstr(text, "\xe2\x82\xac");
+        cr_assert_not_null(p, "%s", text);
+        for (; *p == '\xe2'; p += 3) cr_assert(p[1] == '\x82' && p[2] == '\xac', "half a character in %s", text);
+        cr_assert_eq(*p, '"', "half a character in %s", text);
+        tfm_destroy(c);
+        free(b.data);
+    }
+}
+
 Test(files, unknown_fields_are_read_over_to_a_bounded_depth) {
     char deep[512];
     size_t n;
@@ -494,14 +519,16 @@ Test(files, a_named_pipe_is_opened_once) {
 #if defined(__linux__)
     enum { SIZE = 200000 }; /* more than a pipe holds */
     char path[512], events[4096];
-    tfm_ctx *c = context();
-    char *data = (char *)malloc(SIZE);
+    tfm_ctx *c;
+    char *data;
     const char *back;
     int64_t size = 0;
     ssize_t n, at;
     int watch, closed = 0, status = 0;
     pid_t writer;
     if (test_emulated()) cr_skip_test("an emulator need not know inotify");
+    c = context();
+    data = (char *)malloc(SIZE);
     memset(data, 'x', SIZE);
     test_temporary_path(path, sizeof path, "named_pipe");
     cr_assert_eq(mkfifo(path, 0600), 0);
@@ -654,10 +681,12 @@ Test(files, strided_tensors_are_written_in_order) {
 Test(files, a_header_beyond_the_formats_limit_is_refused) {
     enum { LENGTH = 100000000 };
     char path[512], *name;
-    tfm_ctx *c = context();
-    const tfm_tensor *t = tfm_ones(c, TFM_SHAPE(2));
+    tfm_ctx *c;
+    const tfm_tensor *t;
     const char *names[1];
     if (test_quick()) cr_skip_test("quick");
+    c = context();
+    t = tfm_ones(c, TFM_SHAPE(2));
     name = (char *)malloc(LENGTH + 1);
     cr_assert_not_null(name);
     memset(name, 'n', LENGTH);
