@@ -98,6 +98,7 @@ static tfm_status translate(tfm_ctx *c, tfm_params *p, char **argv, int64_t beam
     tfm_prompt start = {1, &begin};
     tfm_sequence out;
     int64_t *ids, count, i;
+    const char *text;
     tfm_tokenizer *source = tfm_tokenizer_lines(c, argv[2], -1), *target = tfm_tokenizer_lines(c, argv[3], -1);
     tfm_status status = load(c, p, argv[1], &model);
     room.batch = beams; /* a row a beam, each with the same source; one beam is greedy search */
@@ -113,7 +114,9 @@ static tfm_status translate(tfm_ctx *c, tfm_params *p, char **argv, int64_t beam
         tfm_tensor *word = tfm_expand(c, tfm_from(c, TFM_I64, TFM_SHAPE(1, count), ids), TFM_SHAPE(beams, count));
         status = tfm_session_encode(c, session, tfm_contiguous(c, word), NULL);
         if (!status) status = tfm_beam_search(c, session, &start, 1, &o, &out);
-        if (!status) printf("%s  (score %.6f)\n", tfm_tokenizer_decode(c, target, out.ids, out.count), out.score);
+        text = status ? NULL : tfm_tokenizer_decode(c, target, out.ids, out.count);
+        if (text) printf("%s  (score %.6f)\n", text, out.score);
+        else status = tfm_status_of(c);
         for (i = 0; !status && i < out.count; i++)
             printf("  %-8s %.6f\n", piece(target, out.ids[i]), (double)out.log_probabilities[i]);
         if (!status && picture) status = draw(c, &model, source, ids, count, target, &out, picture);

@@ -99,6 +99,12 @@ if os.path.isdir(aren):
                     problem, out = run(isa, "translate", *model, source, *beams)
                     return problem or ("" if target in out.decode().replace(" ", "") else f"prints {out!r}, expected {target}")
                 report.attempt(f"translate {spaced} on {isa} {' '.join(beams)}", translate)
+
+    def short_vocabulary():
+        path = write(os.path.join(work, "three.txt"), "<blank>\n<s>\n</s>\n")
+        problem, out = run(ISAS[-1], "translate", model[0], model[1], path, "آ ت ز م و ن")
+        return "" if "tfm_tokenizer_decode" in problem and not out else f"prints {out!r}, {problem}"
+    report.attempt("translate into words that the vocabulary lacks", short_vocabulary)
     report.attempt("the cross-attention picture", picture, "cross.svg", ISAS[-1], "translate", *model, "آ ت ز م و ن", "--heatmap", "cross.svg")
 else:
     report.skip("translate", "no aren; set TFM_SHARED")
