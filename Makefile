@@ -273,12 +273,14 @@ check-mingw: build/mingw/$(PROGRAM).exe
 
 # ---- install ----------------------------------------------------------------------------------------------------------
 
+# For all to read, whatever the umask; folders that are there already keep their mode (install -d would not let them).
 install:
-	mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/share/pkgconfig'
-	cp $(HEADER) '$(DESTDIR)$(PREFIX)/include/$(HEADER)'
+	umask 022 && mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/share/pkgconfig'
+	install -m 644 $(HEADER) '$(DESTDIR)$(PREFIX)/include/$(HEADER)'
 	printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' '' 'Name: transformer' \
-	    'Description: Transformers on CPUs, in one C header' 'Version: $(VERSION)' 'Cflags: -I$${includedir}' 'Libs: -lm' \
+	    'Description: Transformers on CPUs, in one C header' 'Version: $(VERSION)' 'Cflags: -I"$${includedir}"' 'Libs: -lm' \
 	    >'$(DESTDIR)$(PREFIX)/share/pkgconfig/transformer.pc'
+	chmod 644 '$(DESTDIR)$(PREFIX)/share/pkgconfig/transformer.pc'
 
 uninstall:
 	rm -f '$(DESTDIR)$(PREFIX)/include/$(HEADER)' '$(DESTDIR)$(PREFIX)/share/pkgconfig/transformer.pc'
