@@ -285,8 +285,9 @@ typedef struct tfm_options {
 } tfm_options;
 
 /* Makes a context. options NULL = defaults. NULL only when memory is out (or the allocator is half given); any other
- * failure gives a context whose tfm_error says why (unknown isa, ...) and that does nothing. With one thread it holds
- * about 1.1 MiB, with each further one 1 MiB more; the arena grows on demand, by 1 MiB or more where there is room. */
+ * failure gives a context whose tfm_error says why (unknown isa, a memory_limit too small to begin with, ...) and that
+ * does nothing. With one thread it holds about 1.1 MiB, with each further one 1 MiB more; the arena grows on demand, by
+ * 1 MiB or more where there is room. */
 TFM_API tfm_ctx *tfm_create(const tfm_options *options);
 
 /* Frees the context and everything in its arena. NULL is fine. Parameters, caches, sessions, files and tokenizers live
@@ -305,7 +306,7 @@ TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the er
  * fails. Safe from any thread and from a signal handler. */
 TFM_API void tfm_cancel(tfm_ctx *c);
 
-/* The instruction set in use: "scalar", "neon", "avx2", "avx512". */
+/* The instruction set in use: "scalar", "neon", "avx2", "avx512"; "" for NULL. */
 TFM_API const char *tfm_isa_name(const tfm_ctx *c);
 TFM_API int tfm_isa_supported(const char *name);               /* 1: this machine and build can run it */
 TFM_API int tfm_threads(const tfm_ctx *c);                     /* threads of an op, the caller among them */
@@ -846,7 +847,8 @@ typedef struct tfm_rope {
 TFM_API tfm_tensor *tfm_rotary(tfm_ctx *c, const tfm_tensor *x, const tfm_rope *rope, int64_t start,
                                const tfm_tensor *positions);
 /* The tables that tfm_rotary uses: *cosine and *sine (length, dims / 2) f32 for positions start ..., in the arena; each
- * pointer may be NULL. NTK: "NTK-aware" base; YaRN: Peng et al. 2023; Llama-3: as HF Transformers has it. */
+ * pointer may be NULL. rope NULL: plain. NTK: "NTK-aware" base; YaRN: Peng et al. 2023; Llama-3: as HF Transformers has
+ * it. */
 TFM_API TFM_CHECK tfm_status tfm_rotary_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size, int64_t start,
                                                int64_t length, tfm_tensor **cosine, tfm_tensor **sine);
 /* With tables of the caller, contiguous f32: cosine, sine (rows, dims / 2) with positions (B, L) or (L) that name rows,
@@ -15863,13 +15865,11 @@ static int tfm__rope_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size,
     *cosine = *sine = NULL;
     if (!tfm__enter(c, &o, TFM__OP_ROTARY_TABLES, 0)) return 0;
     if (rope) full = *rope;
-    fault = !rope            ? "rope is NULL"
-            : head_size <= 0 ? "the head size is not positive"
-                             : tfm__rope_fault(&full, head_size, text);
+    fault = head_size <= 0 ? "the head size is not positive" : tfm__rope_fault(&full, head_size, text);
     if (!fault && (places->length < 0 || places->start < 0)) fault = "start and length may not be negative";
     if (fault)
-        return tfm__reject(&o, "%s (head size %lld, dims %lld)", fault, (long long)head_size,
-                           (long long)full.dims) != NULL;
+        return tfm__reject(&o, "%s (head size %lld, dims %lld)", fault, (long long)head_size, (long long)full.dims)
+               != NULL;
     shape[0] = places->batch;
     shape[1] = places->length;
     shape[2] = full.dims / 2;

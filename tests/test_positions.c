@@ -171,6 +171,9 @@ Test(rotary, positions_per_row_are_positions) {
                        tfm_rotary(c, tfm_narrow(c, tfm_narrow(c, x, 0, 1, 1), 2, 2, 1), &r, 5, NULL));
     assert_ok(c, tfm_rotary_tables(c, &r, 8, 0, 102, &cosine, &sine));
     assert_same_values(c, y, tfm_rotary_apply(c, x, cosine, sine, positions, 0));
+    assert_ok(c, tfm_rotary_tables(c, NULL, 8, 0, 102, &cosine, NULL)); /* plain, as for tfm_rotary */
+    assert_same_values(c, y, tfm_rotary_apply(c, x, cosine, sine, positions, 0));
+    assert_same_values(c, y, tfm_rotary(c, x, NULL, 0, positions));
     assert_same_values(c, tfm_rotary(c, x, &r, 0, tfm_from(c, TFM_I64, TFM_SHAPE(3), places)),
                        tfm_rotary(c, x, &r, 7, NULL));
     tfm_destroy(c);
