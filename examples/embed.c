@@ -25,7 +25,7 @@ int main(int argc, char **argv) {
     config.encoder_layers = 2;
     config.source_vocab = 1000;
     config.no_head = 1;
-    if (argc < 2) { fprintf(stderr, "usage: embed IDS.txt [MODEL.safetensors]\n"); goto done; }
+    if (argc < 2 || argv[1][0] == '-') { fprintf(stderr, "usage: embed IDS.txt [MODEL.safetensors]\n"); goto done; }
     if (!p || (argc > 2 && tfm_params_load(c, p, argv[2], NULL))) goto done;
     tfm_params_strict(p, argc > 2);
     if (tfm_transformer_init(c, p, "", &config, &model)) goto done;

@@ -108,8 +108,9 @@ static int run(tfm_ctx *c, const options *o, tfm_params *weights) {
         begin = seconds();
         if (g.max_new > 0) status = tfm_generate(c, session, &prompt, 1, &g, &out);
         printf("\n");
-        fprintf(stderr, "%s, %d threads: %.0f tokens/s\n", tfm_isa_name(c), tfm_threads(c),
-                (double)(prompt.count + out.count - 1) / (seconds() - begin));
+        if (out.count)
+            fprintf(stderr, "%s, %d threads: %.0f tokens/s\n", tfm_isa_name(c), tfm_threads(c),
+                    (double)(prompt.count + out.count - 1) / (seconds() - begin));
     }
     tfm_tokenizer_destroy(tokenizer);
     tfm_session_destroy(session);

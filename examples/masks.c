@@ -1,4 +1,5 @@
-/* Every kind of mask, drawn: '#' attended, '.' not, a number where the score gets a bias.
+/* Every kind of mask, drawn: '#' attended, '.' not, a number where the score gets a bias. (softcap and sinks change the
+ * scores and their sum, but mask nothing.)
  *
  *   cc -O2 -I. examples/masks.c -o masks -lm && ./masks */
 #define TRANSFORMER_IMPLEMENTATION
@@ -36,7 +37,7 @@ int main(void) {
     tfm_ctx *c = tfm_create(NULL);
     tfm_tensor *checker = tfm_empty(c, TFM_BOOL, TFM_SHAPE(QUERIES, KEYS)),
                *length = tfm_from(c, TFM_I64, TFM_SHAPE(1), five), *bias;
-    tfm_mask m[13];
+    tfm_mask m[16];
     int bad = 0;
     memset(m, 0, sizeof m);
     for (int64_t i = 0; checker && i < QUERIES * KEYS; i++) {
@@ -58,7 +59,10 @@ int main(void) {
     m[9].ignore = checker;
     m[10].bias = bias;
     m[11].alibi_slopes = tfm_alibi_slopes(c, 1); m[11].causal = TFM_CAUSAL_BOTTOM_RIGHT;
-    m[12].causal = TFM_CAUSAL_BOTTOM_RIGHT; m[12].key_lengths = length; m[12].keep = checker;
+    m[12].nonzero = tfm_arange(c, TFM_I64, 0, KEYS, 1);
+    m[13].query_lengths = length;
+    m[14].relative_bias = tfm_reshape(c, tfm_arange(c, TFM_F32, 0, 8, 1), TFM_SHAPE(8, 1));
+    m[15].causal = TFM_CAUSAL_BOTTOM_RIGHT; m[15].key_lengths = length; m[15].keep = checker;
     bad = bad || draw(c, "causal, top-left: query i sees keys 0..i (PyTorch's is_causal)", &m[0])
         || draw(c, "causal, bottom-right: the last query sees the last key (decoding with a cache)", &m[1])
         || draw(c, "causal, offset 1", &m[2])
@@ -71,7 +75,10 @@ int main(void) {
         || draw(c, "ignore: the same matrix, true = do not attend", &m[9])
         || draw(c, "bias: 0 / -inf, added to the scores", &m[10])
         || draw(c, "ALiBi: farther keys get a lower score", &m[11])
-        || draw(c, "they combine: bottom-right causal and key_lengths 5 and keep", &m[12]);
+        || draw(c, "nonzero: 0 1 2 ..., 0 = do not attend", &m[12])
+        || draw(c, "query_lengths 5: the queries behind are padding and give zeros", &m[13])
+        || draw(c, "relative_bias: a table's row for each of 8 buckets of distance (T5), here their numbers", &m[14])
+        || draw(c, "they combine: bottom-right causal and key_lengths 5 and keep", &m[15]);
     if (bad) fprintf(stderr, "%s\n", tfm_error(c));
     tfm_destroy(c);
     return bad;

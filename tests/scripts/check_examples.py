@@ -16,9 +16,13 @@ work = os.path.join(BUILD, "check/examples")
 os.makedirs(work, exist_ok=True)
 
 
-def run(isa, program, *arguments):
-    done = subprocess.run([f"{BUILD}/{program}", *arguments], cwd=work, timeout=600, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+def start(isa, program, *arguments):
+    return subprocess.run([f"{BUILD}/{program}", *arguments], cwd=work, timeout=600, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, env={**os.environ, "TFM_ISA": isa})
+
+
+def run(isa, program, *arguments):
+    done = start(isa, program, *arguments)
     problem = f"exit status {done.returncode}\n" + done.stderr.decode("utf-8", "replace") if done.returncode else ""
     return problem, done.stdout
 
@@ -37,6 +41,11 @@ def contains(words, isa, program, *arguments):
     problem, out = run(isa, program, *arguments)
     shown = out.decode("utf-8", "replace")
     return problem or "\n".join(f"{w!r} is not in {shown[:300]!r}" for w in words if w not in shown)
+
+
+def usage(program, *arguments):
+    done = start(ISAS[-1], program, *arguments)
+    return "" if done.returncode and done.stderr.startswith(b"usage: ") and not done.stdout else repr(done)
 
 
 def picture(path, isa, program, *arguments):
@@ -77,6 +86,9 @@ for isa in ISAS:
     for program in ("classify", "tag", "embed"):
         report.attempt(f"{program} on {isa}", speaks, isa, program, ids)
     report.attempt(f"tour on {isa}", contains, [isa], isa, "tour")
+for program in ("classify", "tag", "embed", "generate", "translate"):
+    report.attempt(f"usage of {program}", usage, program, "--help")
+report.attempt("every kind of mask", contains, ["nonzero", "query_lengths", "relative_bias"], ISAS[-1], "masks")
 report.attempt("the tour's picture", picture, "tour.svg", ISAS[-1], "tour")
 
 stories, aren = os.path.join(DATA, "stories260k"), os.path.join(DATA, "aren")
@@ -86,6 +98,11 @@ if os.path.isdir(stories):
         expected = f.read() + b"\n"
     for isa in ISAS:
         report.attempt(f"generate on {isa}", same_as, expected, isa, "generate", *model, "-t", "0", "-n", "200")
+
+    def no_rate(model):
+        done = start(ISAS[-1], "generate", *model, "-n", "1", "-p", "Once upon a time")
+        return "" if done.stdout and not done.returncode and b"tokens/s" not in done.stderr else repr(done)
+    report.attempt("generate nothing", no_rate, model)
     report.attempt("generate from a prompt", contains, ["Lily"], ISAS[-1], "generate", *model, "-t", "0", "-n", "60", "-p", "Lily")
 else:
     report.skip("generate", "no stories260k; set TFM_SHARED")
