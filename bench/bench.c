@@ -722,12 +722,14 @@ static int serve(bench_run *r) {
     return once < 0;
 }
 
+#define MAX_SIZE (1LL << 31)
+
 static int parse_shape(const char *text, const char *names, int64_t *shape) {
     for (int i = 0; ; i++) {
         char *end;
         long long x = strtoll(text, &end, 10);
         names = strchr(names, ',');
-        if (end == text || x < 1 || x > (1LL << 31) || *end != (names ? ',' : 0)) return 1;
+        if (end == text || x < 1 || x > MAX_SIZE || *end != (names ? ',' : 0)) return 1;
         shape[i] = x;
         if (!names) return 0;
         names++;
@@ -751,7 +753,7 @@ static int open_run(bench_run *r, const bench_op *op, const bench_settings *set,
     r->op = op;
     r->set = *set;
     if (parse_shape(shape, op->shape_text, r->shape)) {
-        fprintf(stderr, "%s: --shape wants %s, positive numbers\n", op->name, op->shape_text);
+        fprintf(stderr, "%s: --shape wants %s, numbers from 1 to %lld\n", op->name, op->shape_text, MAX_SIZE);
         return 2;
     }
     r->batch = set->batch ? set->batch : 1;
@@ -897,7 +899,12 @@ int main(int argc, char **argv) {
         } else if (!strcmp(a, "--shape")) set.shape = value;
         else if (!strcmp(a, "--heads")) heads = value;
         else if (!strcmp(a, "--isa")) { each_isa = !strcmp(value, "each"); options.isa = each_isa ? NULL : value; }
-        else if (!strcmp(a, "--threads")) { each_thread = !strcmp(value, "each"); options.threads = atoi(value); }
+        else if (!strcmp(a, "--threads")) {
+            char *end;
+            each_thread = !strcmp(value, "each");
+            options.threads = (int)strtol(value, &end, 10);
+            if (!each_thread && (end == value || *end)) return usage();
+        }
         else if (!strcmp(a, "--runs")) set.runs = atoi(value);
         else if (!strcmp(a, "--mask")) set.mask = index = find_name(value, mask_names, MASK_KINDS);
         else if (!strcmp(a, "--dtype")) {

@@ -69,6 +69,8 @@ report.attempt("unknown instruction set", refuses, "matmul", "--isa", "doesnotex
 report.attempt("unknown op", refuses, "doesnotexist")
 report.attempt("bad shape", refuses, "matmul", "--shape", "1,x,3")
 report.attempt("missing size", refuses, "matmul", "--shape", "1,3")
+report.attempt("huge size", refuses, "matmul", "--shape", "99999999999,64,64")
+report.attempt("no number of threads", refuses, "matmul", "--shape", "8,8,8", "--threads", "abc")
 report.attempt("unknown mask", refuses, "attention", "--mask", "doesnotexist")
 report.attempt("unknown threads", refuses, "matmul", "--parallel-for", "doesnotexist")
 report.attempt("heads of what has none", refuses, "softmax", "--heads", "2")
