@@ -63,6 +63,8 @@ neon-report:
 # private copy of it (they define TFM_STATIC; one copy for all that leave nothing out of it), and the objects of all other
 # tests, which see declarations only and are therefore shared by all configurations of one kind.
 
+NO_AREAS := $(filter-out $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)),$(AREAS))
+$(if $(NO_AREAS),$(error there is no area $(NO_AREAS): an area is the * of a tests/test_*.c))
 TESTS := $(if $(AREAS),$(AREAS:%=tests/test_%.c),$(wildcard tests/test_*.c))
 PRIVATE := $(if $(TESTS),$(notdir $(basename $(shell grep -l '^\#define TFM_STATIC' $(TESTS)))))
 SHARED := $(filter-out $(PRIVATE),$(notdir $(basename $(TESTS))))
