@@ -1835,7 +1835,7 @@ struct tfm_ctx {
     struct tfm__node *real_tape;    /* set aside in a dry run, like the three below */
     int64_t real_tape_length;
     tfm__pin real_pin;
-    uint64_t real_stream;
+    uint64_t real_stream, real_seed;
     tfm_marker dry_mark;
 
     uint64_t seed, stream;
@@ -1959,9 +1959,9 @@ TFM__UNUSED static int tfm__failed(const tfm_ctx *c) { return tfm__status(c) != 
 
 TFM__UNUSED static int tfm__cancelled(const tfm_ctx *c) { return tfm__atomic_load(&c->cancel) != 0; }
 
-/* Tells the user's hook; 1: stop (the call then fails with TFM_CANCELLED where it ends). */
+/* Tells the user's hook, of what is real; 1: stop (the call then fails with TFM_CANCELLED where it ends). */
 TFM__UNUSED static int tfm__progress(tfm_ctx *c, const char *what, int64_t done, int64_t total) {
-    if (c->options.progress && c->options.progress(c->options.hook_user, what, done, total)) {
+    if (!c->dry && c->options.progress && c->options.progress(c->options.hook_user, what, done, total)) {
         tfm__atomic_store(&c->cancel, 1);
     }
     return tfm__cancelled(c);
@@ -7349,6 +7349,7 @@ TFM_API void tfm_measure_begin(tfm_ctx *c) {
         c->real_tape_length = c->tape_length;
         c->real_pin = c->pin;
         c->real_stream = c->stream;
+        c->real_seed = c->seed;
         c->tape = NULL;
         c->tape_length = 0;
         c->pin.on = 0;
@@ -7376,6 +7377,7 @@ TFM_API tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out) {
         c->tape_length = c->real_tape_length;
         c->pin = c->real_pin;
         c->stream = c->real_stream;
+        c->seed = c->real_seed;
         c->dry = 0;
     }
     status = tfm__status(c);
@@ -18190,6 +18192,8 @@ static int tfm__sampling_ok(tfm_ctx *c, const tfm_sampling *s, int64_t vocab) {
     else if (!(s->min_p >= 0 && s->min_p <= 1)) bad = "min_p is not in [0, 1]";
     else if (!(s->repetition_penalty >= 0)) bad = "repetition_penalty is negative";
     else if (tfm__isnan(s->frequency_penalty) || tfm__isnan(s->presence_penalty)) bad = "a penalty is NaN";
+    else if (tfm__isinf(s->repetition_penalty) || tfm__isinf(s->frequency_penalty) || tfm__isinf(s->presence_penalty))
+        bad = "a penalty is infinite (banned leaves ids out)";
     else if (s->penalty_window < 0) bad = "penalty_window is negative";
     else if (s->bias_count && !s->bias) bad = "bias is NULL";
     for (i = 0; !bad && i < s->bias_count; i++)

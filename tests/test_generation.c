@@ -565,6 +565,10 @@ Test(sampling, wrong_arguments_are_errors) {
     REFUSE(top_p, (float)NAN);
     REFUSE(min_p, -0.1f);
     REFUSE(repetition_penalty, -1);
+    REFUSE(repetition_penalty, (float)HUGE_VAL);
+    REFUSE(frequency_penalty, (float)HUGE_VAL);
+    REFUSE(presence_penalty, -(float)HUGE_VAL);
+    REFUSE(presence_penalty, (float)NAN);
     REFUSE(penalty_window, -1);
     REFUSE(banned_count, 1);
     REFUSE(bias_count, 1);
@@ -1108,6 +1112,29 @@ Test(generate, progress_ends_at_its_total) {
     o.progress = never_past_the_total;
     u = begin_with(2, &o);
     assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out)); /* the second prompt is shorter */
+    end(&u);
+}
+
+static int stop_at_once(void *user, const char *what, int64_t done, int64_t total) {
+    (void)user;
+    (void)what;
+    (void)done;
+    (void)total;
+    return 1;
+}
+
+Test(generate, progress_is_of_real_steps) {
+    tfm_options o;
+    setup u;
+    tfm_sequence out[2];
+    tfm_memory m;
+    memset(&o, 0, sizeof o);
+    o.progress = stop_at_once;
+    u = begin_with(2, &o);
+    tfm_measure_begin(u.c);
+    assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out));
+    assert_ok(u.c, tfm_measure_end(u.c, &m));
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out), TFM_CANCELLED);
     end(&u);
 }
 

@@ -795,6 +795,23 @@ Test(memory, begin_and_end_of_a_dry_run_belong_together) {
     tfm_destroy(c);
 }
 
+Test(memory, a_dry_run_leaves_random_numbers_as_they_are) {
+    tfm_ctx *c = context_on(NULL), *other = context_on(NULL);
+    tfm_tensor *x, *y;
+    tfm_memory m;
+    tfm_measure_begin(c);
+    tfm_seed(c, 99);
+    assert_made(c, tfm_randn(c, TFM_SHAPE(5)));
+    assert_ok(c, tfm_measure_end(c, &m));
+    x = tfm_randn(c, TFM_SHAPE(50));
+    y = tfm_randn(other, TFM_SHAPE(50));
+    assert_made(c, x);
+    assert_made(other, y);
+    assert_same_bytes(x->data, y->data, 200);
+    tfm_destroy(other);
+    tfm_destroy(c);
+}
+
 Test(memory, a_context_destroyed_in_a_dry_run_leaks_nothing) {
     test_memory m = test_memory_new();
     tfm_ctx *c = context_on(&m);
