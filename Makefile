@@ -72,7 +72,8 @@ space := $(subst ,, )
 PROGRAM := tests$(if $(AREAS),-$(subst $(space),-,$(strip $(AREAS))))
 ALONE := $(if $(PRIVATE),$(notdir $(basename $(shell grep -l '^\#define TFM_NO_' $(PRIVATE:%=tests/%.c)))))
 TOGETHER := $(filter-out $(ALONE),$(PRIVATE))
-PRIVATE_OBJECTS := $(ALONE) $(if $(TOGETHER),private-$(PROGRAM))
+COPY := private-$(subst $(space),+,$(TOGETHER:test_%=%))
+PRIVATE_OBJECTS := $(ALONE) $(if $(TOGETHER),$(COPY))
 FILTERS := $(foreach f,$(FILTER),'$(f)')
 HARNESS := tests/test.h tests/mini_criterion.h
 
@@ -93,7 +94,7 @@ build/$(1)/impl.o build/$(1)/isas.o: build/$(1)/%.o: tests/%.c $(HEADER)
 $$(ALONE:%=build/$(1)/%.o): build/$(1)/%.o: tests/%.c $(HEADER) $(HARNESS)
 	@mkdir -p $$(@D)
 	$$(Q)$(3) $(4) -I. -c $$< -o $$@
-build/$(1)/private-$(PROGRAM).o: $$(TOGETHER:%=tests/%.c) $(HEADER) $(HARNESS) tests/kernel_helpers.h
+build/$(1)/$(COPY).o: $$(TOGETHER:%=tests/%.c) $(HEADER) $(HARNESS) tests/kernel_helpers.h
 	@mkdir -p $$(@D)
 	@printf '#include "%s"\n' $$(TOGETHER:%=tests/%.c) >$$(@:.o=.c)
 	$$(Q)$(3) $(4) -I. -c $$(@:.o=.c) -o $$@

@@ -742,7 +742,7 @@ TFM_API TFM_CHECK tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, con
 TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int64_t *rows, int64_t count);
 /* The cache as bytes, to go on from another day: save writes tfm_cache_saved_size bytes (-1: NULL) to the caller's
  * buffer of `size`; load makes a new cache of the same options from them, for the caller to destroy. A buffer that is
- * damaged gives TFM_FORMAT. */
+ * damaged gives TFM_FORMAT. The keys and values of a cache made in a measurement are saved as zeros. */
 TFM_API int64_t tfm_cache_saved_size(const tfm_cache *cache);
 TFM_API TFM_CHECK tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buffer, int64_t size);
 TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size);
@@ -1173,7 +1173,8 @@ typedef struct tfm_generate_options {
     const int64_t *stop_ids; int64_t stop_id_count;
     const char *const *stop_strings; int64_t stop_string_count;  /* found across id borders; needs piece */
     tfm_piece_fn piece; const void *piece_user;
-    /* Each new id with its text (held back while it may be the start of a stop string); non-zero ends that row. */
+    /* Each new id with its text (held back while it may be the start of a stop string), memory of the arena: a callback
+     * rewinds to marks of the same call only. Non-zero ends that row. */
     int (*on_token)(void *user, int64_t row, int64_t id, float log_probability, const char *text, int64_t text_length);
     void *user;
     int64_t prompt_chunk;              /* ids of a prompt fed at once; 0: all. Same bits */
@@ -14318,9 +14319,9 @@ TFM_API tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buff
         return tfm__refused(c);
     }
     p = tfm__cache_put_header(cache, p);
-    /* a dry run has no keys and values: something to go on with, a load of it among others */
-    if (!o.run) memset(p, 0, (size_t)(tfm_cache_saved_size(cache) - tfm__cache_header(cache)));
-    for (i = 0; o.run && i < cache->layers * cache->batch; ++i) {
+    /* a cache of a measurement has no keys and values: something to go on with, a load of it among others */
+    if (cache->dry) memset(p, 0, (size_t)(tfm_cache_saved_size(cache) - tfm__cache_header(cache)));
+    for (i = 0; !cache->dry && i < cache->layers * cache->batch; ++i) {
         const int64_t keys = tfm__cache_key_bytes(cache, cache->length[i]);
         for (head = i * cache->heads; head < (i + 1) * cache->heads; ++head) {
             int64_t key;
@@ -15199,6 +15200,11 @@ static void tfm__param_replace(tfm__param *q, void *block, int64_t bytes, int la
     q->tensor.panels = layout == TFM_PANELS ? block : NULL;
 }
 
+/* In a measurement: q is to have `bytes` of the store instead of what it has. Wrapped memory was not counted. */
+static void tfm__param_planned(tfm_ctx *c, const tfm__param *q, int64_t bytes) {
+    if (q->store->sizes_only) tfm__count(&c->plan, bytes - (q->foreign ? 0 : q->held));
+}
+
 typedef struct tfm__pack_job {
     const tfm_ctx *c;
     const tfm_tensor *t;
@@ -15253,6 +15259,7 @@ static tfm_status tfm__param_pack(tfm_ctx *c, tfm__param *q) {
     tfm__pack_job job;
     if (!bytes) return TFM_OK;
     if (q->store->sizes_only) {
+        tfm__param_planned(c, q, bytes);
         tfm__param_replace(q, NULL, bytes, TFM_PANELS);
         return TFM_OK;
     }
@@ -15288,6 +15295,7 @@ static tfm_status tfm__param_unpack(tfm_ctx *c, tfm__param *q) {
     block = q->store->sizes_only ? NULL : tfm__params_block(c, q->store, bytes, 1);
     if (!block && !q->store->sizes_only) return TFM_OOM;
     if (block) tfm__param_rows(&q->tensor, 0, q->tensor.ndim ? q->tensor.shape[0] : 1, block);
+    tfm__param_planned(c, q, bytes);
     tfm__param_replace(q, block, bytes, TFM_STRIDED);
     return TFM_OK;
 }
@@ -15362,6 +15370,7 @@ static tfm_status tfm__param_cast(tfm_ctx *c, tfm__param *q, int dtype) {
         if (j.to) tfm__free_to(&q->store->allocator, j.to);
         return tfm__fail(c, TFM_CANCELLED, "tfm_params_cast: cancelled");
     }
+    tfm__param_planned(c, q, bytes);
     tfm__param_replace(q, j.to, bytes, layout); /* gives the old bytes back: they have the old size */
     t->bytes = tfm_numel(t) * tfm_dtype_size(dtype);
     t->dtype = dtype;
@@ -17860,6 +17869,7 @@ struct tfm_session {
     tfm_cache *self, *cross;           /* cross NULL: decoder-only */
     int64_t batch, capacity, source_capacity;
     int encoded;                       /* cross holds a source */
+    int64_t measured;                  /* the dry run (its arena's tag) that encoded a source, which leaves no trace */
     int64_t *before;                   /* (batch) positions before a feed: it fails as a whole */
     int64_t *index;                    /* (batch) row of the hidden states that gives the logits */
 };
@@ -17954,6 +17964,15 @@ static int tfm__session_measured(const tfm_session *s, const tfm_ctx *c) {
     return c->dry && !s->self->dry;
 }
 
+/* 1: this dry run has encoded: to it the session holds a source and nothing else. */
+static int tfm__session_emptied(const tfm_session *s, const tfm_ctx *c) {
+    return tfm__session_measured(s, c) && s->measured == c->arena.tag;
+}
+
+static int64_t tfm__session_held(const tfm_session *s, const tfm_ctx *c, int64_t row) {
+    return tfm__session_emptied(s, c) ? 0 : tfm_session_length(s, row);
+}
+
 /* The error of a session that is NULL. */
 static int tfm__session_given(tfm_ctx *c, const char *who, const tfm_session *s) {
     if (!s) tfm__fail(c, TFM_INVALID, "%s: session is NULL", who);
@@ -17986,8 +18005,9 @@ TFM_API tfm_session *tfm_session_fork(tfm_ctx *c, const tfm_session *s, const in
     if (f) {
         f->capacity = s->capacity;
         f->source_capacity = s->source_capacity;
-        f->encoded = s->encoded;
+        f->encoded = s->encoded || tfm__session_emptied(s, c);
         f->self = tfm_cache_fork(c, s->self, rows, count);
+        if (f->self && tfm__session_emptied(s, c)) tfm_cache_reset(f->self);
         if (s->cross) f->cross = tfm_cache_fork(c, s->cross, rows, count);
         if (!f->self || (s->cross && !f->cross)) {
             tfm_session_destroy(f);
@@ -18020,7 +18040,8 @@ TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tens
                   (long long)s->source_capacity);
     } else {
         const int measured = tfm__session_measured(s, c);
-        if (!measured) tfm_session_reset(s);
+        if (measured) s->measured = c->arena.tag;
+        else tfm_session_reset(s);
         memory = tfm_transformer_encode(c, &s->model, source, &o);
         if (memory && tfm_decoder_memory(c, &s->model.decoder, memory, s->cross, lengths) == TFM_OK) {
             s->encoded |= !measured;
@@ -18382,7 +18403,7 @@ static int tfm__generator_feed(tfm__generator *g, const int64_t *ids, const int6
     for (b = 0; b < g->rows && !c->dry; b++)
         if (take[b])
             memcpy(g->logits + b * g->vocab, (const float *)y->data + b * g->vocab, (size_t)g->vocab * sizeof(float));
-    if (!tfm__recording(c)) tfm_rewind(c, mark); /* a head may be recorded */
+    if (!tfm__below_pin(&c->pin, mark)) tfm_rewind(c, mark); /* a head may be recorded */
     return 1;
 }
 
@@ -18409,7 +18430,7 @@ static int tfm__generator_prompts(tfm__generator *g, const tfm_prompt *prompts, 
         }
         if (!tfm__generator_feed(g, ids, counts, chunk, take)) return 0;
     }
-    if (!tfm__recording(g->c)) tfm_rewind(g->c, mark);
+    if (!tfm__below_pin(&g->c->pin, mark)) tfm_rewind(g->c, mark);
     return 1;
 }
 
@@ -18428,7 +18449,7 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
     if (!g->row || !g->logits || !tfm__chooser_new(c, &g->choice, g->vocab)) return 0;
     for (b = 0; b < g->rows; b++) {
         tfm__stream *r = &g->row[b];
-        const int64_t left = g->s->capacity - tfm_session_length(g->s, b) - prompts[b].count;
+        const int64_t left = g->s->capacity - tfm__session_held(g->s, c, b) - prompts[b].count;
         r->reason = -1;
         r->prompt = prompts[b].count;
         r->first = g->s->capacity - left;
@@ -18835,7 +18856,7 @@ static int tfm__search_new(tfm__search *q, const tfm_prompt *prompts) {
     q->limit = (int64_t *)tfm__arena_meta(c, q->prompts * (int64_t)sizeof *q->limit);
     if (!q->limit) return 0;
     for (row = 0; row < rows; row++) {
-        const int64_t prompt = row / q->beams, end = prompts[prompt].count + tfm_session_length(q->g.s, row);
+        const int64_t prompt = row / q->beams, end = prompts[prompt].count + tfm__session_held(q->g.s, c, row);
         int64_t limit = q->g.s->capacity - end + 1;
         if (limit < 1) {
             tfm__fail(c, TFM_INVALID,
@@ -20404,7 +20425,7 @@ static int64_t tfm__save_header_bytes(const tfm__named *list, int64_t count, con
 }
 
 /* Dtype ranks, and the index array `order` in the order of writing. c NULL: nothing is checked. */
-static tfm_status tfm__save_order(tfm_ctx *c, tfm__named *list, int64_t count, int64_t *order) {
+static tfm_status tfm__save_order(tfm_ctx *c, const char *who, tfm__named *list, int64_t count, int64_t *order) {
     int64_t i, bytes;
     int k;
     for (i = 0; i < count; i++) {
@@ -20416,14 +20437,14 @@ static tfm_status tfm__save_order(tfm_ctx *c, tfm__named *list, int64_t count, i
     for (i = 0; c && i < count; i++) {
         const char *name = list[order[i]].name;
         if (!tfm__utf8_valid((const unsigned char *)name, (int64_t)strlen(name)) || !strcmp(name, "__metadata__"))
-            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' cannot be a name in safetensors", name);
+            return tfm__fail(c, TFM_INVALID, "%s: '%.100s' cannot be a name in safetensors", who, name);
         if (i && !strcmp(name, list[order[i - 1]].name))
-            return tfm__fail(c, TFM_INVALID, "tfm_params_save: '%.100s' is there twice", name);
+            return tfm__fail(c, TFM_INVALID, "%s: '%.100s' is there twice", who, name);
     }
     tfm__sort(order, count, tfm__named_less, list);
     bytes = c ? tfm__save_header_bytes(list, count, order) : 0;
     if (bytes > TFM__HEADER_MOST)
-        return tfm__fail(c, TFM_INVALID, "tfm_params_save: the names take a header of %lld bytes, the format allows %d",
+        return tfm__fail(c, TFM_INVALID, "%s: the names take a header of %lld bytes, the format allows %d", who,
                          (long long)bytes, TFM__HEADER_MOST);
     return TFM_OK;
 }
@@ -20487,7 +20508,7 @@ TFM_API int64_t tfm_params_saved_size(const tfm_params *p) {
     int64_t *order = NULL, i, size;
     tfm__named *list = p ? tfm__params_list(p, &order) : NULL;
     if (!list) return -1;
-    tfm__save_order(NULL, list, p->count, order);
+    tfm__save_order(NULL, NULL, list, p->count, order);
     size = 8 + tfm__save_header_bytes(list, p->count, order);
     for (i = 0; i < p->count; i++) size += tfm_numel(list[i].tensor) * tfm_dtype_size(list[i].tensor->dtype);
     tfm__free_to(&p->allocator, list);
@@ -20514,7 +20535,8 @@ TFM_API tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params *p, void 
         memset(&s, 0, sizeof s);
         s.fd = -1;
         s.memory = (char *)buffer;
-        if (tfm__save_order(c, list, p->count, order) == TFM_OK) tfm__save_to(&s, list, p->count, order);
+        if (tfm__save_order(c, "tfm_params_save_memory", list, p->count, order) == TFM_OK)
+            tfm__save_to(&s, list, p->count, order);
         tfm__free_to(&p->allocator, list);
     }
     return tfm__verb_end(c);
@@ -20604,9 +20626,10 @@ TFM_API tfm_status tfm_write_file(tfm_ctx *c, const char *path, const void *data
     return tfm__verb_end(c);
 }
 
-static void tfm__save_file(tfm_ctx *c, const char *path, tfm__named *list, int64_t count, int64_t *order) {
+static void tfm__save_file(tfm_ctx *c, const char *who, const char *path, tfm__named *list, int64_t count,
+                           int64_t *order) {
     tfm__replace r;
-    if (tfm__save_order(c, list, count, order) != TFM_OK || tfm__replace_begin(c, &r, path) != TFM_OK) return;
+    if (tfm__save_order(c, who, list, count, order) != TFM_OK || tfm__replace_begin(c, &r, path) != TFM_OK) return;
     tfm__save_to(&r.sink, list, count, order);
     tfm__replace_end(c, &r, path);
 }
@@ -20622,7 +20645,7 @@ TFM_API tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *
     } else if ((list = tfm__params_list(p, &order)) == NULL) {
         tfm__fail(c, TFM_OOM, "tfm_params_save: no memory for a list of %lld parameters", (long long)p->count);
     } else {
-        tfm__save_file(c, path, list, p->count, order);
+        tfm__save_file(c, "tfm_params_save", path, list, p->count, order);
         tfm__free_to(&p->allocator, list);
     }
     return tfm__verb_end(c);
@@ -20653,7 +20676,7 @@ TFM_API tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *co
         if (!names[i]) tfm__fail(c, TFM_INVALID, "tfm_save_tensors: name number %lld is NULL", (long long)i);
         else if (wrong) tfm__fail(c, TFM_INVALID, "tfm_save_tensors: tensor number %lld %s", (long long)i, wrong);
     }
-    if (list && order && !tfm__failed(c)) tfm__save_file(c, path, list, count, order);
+    if (list && order && !tfm__failed(c)) tfm__save_file(c, "tfm_save_tensors", path, list, count, order);
     tfm__free(c, order);
     tfm__free(c, list);
     return tfm__verb_end(c);

@@ -618,6 +618,35 @@ Test(cache, saving_and_loading_can_be_measured) {
     tfm_destroy(c);
 }
 
+Test(cache, measuring_a_save_of_a_real_cache_saves_what_it_holds) {
+    tfm_ctx *c = tfm_create(NULL);
+    tfm_cache_options o;
+    tfm_cache *cache;
+    tfm_memory memory;
+    tfm_tensor *k = tfm_ones(c, TFM_SHAPE(1, 1, 2, 8));
+    int64_t size, round;
+    char *saved[2];
+    memset(&o, 0, sizeof o);
+    o.heads = 1;
+    o.key_size = 8;
+    o.capacity = 16;
+    cache = tfm_cache_create(c, &o);
+    assert_made(c, cache);
+    assert_ok(c, tfm_cache_append(c, cache, 0, k, k, NULL));
+    size = tfm_cache_saved_size(cache);
+    for (round = 0; round < 2; round++) {
+        saved[round] = (char *)malloc((size_t)size);
+        if (round) tfm_measure_begin(c);
+        assert_ok(c, tfm_cache_save(c, cache, saved[round], size));
+        if (round) assert_ok(c, tfm_measure_end(c, &memory));
+    }
+    assert_same_bytes(saved[0], saved[1], size);
+    free(saved[0]);
+    free(saved[1]);
+    tfm_cache_destroy(cache);
+    tfm_destroy(c);
+}
+
 Test(cache, it_can_be_measured_before_it_is_made) {
     tfm_ctx *c = tfm_create(NULL);
     const tfm_cache_options g = geometry(TFM_F32, 100000);

@@ -265,6 +265,7 @@ Test(session, measuring_leaves_a_session_as_it_is) {
     tfm_memory m;
     tfm_tensor *y[2];
     tfm_options o;
+    tfm_beam_options beams;
     int i;
     memset(&o, 0, sizeof o);
     o.threads = 1;
@@ -273,7 +274,21 @@ Test(session, measuring_leaves_a_session_as_it_is) {
     small_translator(u.c, u.p, &u.model);
     u.s = s = session_of(&u, 1, 4);
     twin = session_of(&u, 1, 4);
+    memset(&beams, 0, sizeof beams);
+    beams.beams = 2;
     for (i = 0; i < 3; i++) { /* of a new session, of one that is under way, of a full one */
+        static const int64_t rows[2] = {0, 0};
+        static const tfm_prompt prompt = {1, start};
+        tfm_sequence out[2];
+        tfm_session *fork;
+        tfm_measure_begin(u.c);
+        assert_ok(u.c, tfm_session_encode(u.c, s, ids_of(u.c, text, 1, 4), NULL));
+        assert_ok(u.c, tfm_generate(u.c, s, &prompt, 1, NULL, out));
+        fork = tfm_session_fork(u.c, s, rows, 2);
+        assert_made(u.c, fork);
+        assert_ok(u.c, tfm_beam_search(u.c, fork, &prompt, 1, &beams, out));
+        tfm_session_destroy(fork);
+        assert_ok(u.c, tfm_measure_end(u.c, &m));
         tfm_measure_begin(u.c);
         assert_ok(u.c, tfm_session_encode(u.c, s, ids_of(u.c, text, 1, 4), NULL));
         assert_made(u.c, tfm_session_feed(u.c, s, ids_of(u.c, start, 1, 1), NULL));
@@ -929,6 +944,29 @@ Test(generate, a_loop_of_ones_own_can_be_measured) {
     tfm_session_destroy(s);
     assert_ok(u.c, tfm_measure_end(u.c, &need));
     cr_expect_gt(need.arena_peak, 0);
+    end(&u);
+}
+
+/* Results recorded before have nothing to do with a step's scratch. */
+Test(generate, a_tape_keeps_no_scratch_of_steps) {
+    setup u = begin_batch(1);
+    int64_t used[2];
+    int recorded;
+    for (recorded = 0; recorded < 2; recorded++) {
+        tfm_sequence out;
+        tfm_memory before;
+        tfm_tensor *x = tfm_ones(u.c, TFM_SHAPE(3));
+        if (recorded) {
+            assert_ok(u.c, tfm_set_requires_grad(u.c, x, 1));
+            assert_made(u.c, tfm_add(u.c, x, x));
+        }
+        tfm_session_reset(u.s);
+        before = tfm_memory_usage(u.c);
+        assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 1, NULL, &out));
+        used[recorded] = tfm_memory_usage(u.c).arena_used - before.arena_used;
+    }
+    cr_expect_eq(used[0], used[1], "%lld bytes, with a tape %lld", (long long)used[0], (long long)used[1]);
+    tfm_tape_clear(u.c);
     end(&u);
 }
 

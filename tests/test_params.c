@@ -585,6 +585,15 @@ Test(params, wrapping_in_a_measurement_takes_nothing) {
     }
     cr_assert(need.held_peak - empty.held_peak < SIZE, "%lld and %lld bytes", (long long)empty.held_peak,
               (long long)need.held_peak);
+    tfm_measure_begin(c); /* but what is made of it does */
+    p = tfm_params_create(c);
+    assert_made(c, tfm_ones(c, TFM_SHAPE(1, SIZE / 64)));
+    assert_made(c, tfm_params_wrap(c, p, "w", TFM_F32, TFM_SHAPE(64, SIZE / 64), memory));
+    cr_assert_not_null(tfm_params_write_begin(c, p, "w"));
+    assert_ok(c, tfm_params_write_end(c, p, "w"));
+    assert_ok(c, tfm_measure_end(c, &need));
+    tfm_params_destroy(p);
+    cr_assert_geq(need.held_peak - empty.held_peak, (int64_t)sizeof(float) * SIZE);
     free(memory);
     tfm_destroy(c);
 }
