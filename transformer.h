@@ -16284,8 +16284,8 @@ static int tfm__norm_make(const tfm__maker *m, const char *prefix, int kind, int
 }
 
 static int tfm__norm_ok(tfm_ctx *c, const char *who, int kind, float eps, float weight_offset) {
-    if ((kind == TFM_LAYER_NORM || kind == TFM_RMS_NORM) && eps >= 0.0f && eps - eps == 0.0f &&
-        weight_offset - weight_offset == 0.0f)
+    if ((kind == TFM_LAYER_NORM || kind == TFM_RMS_NORM) && eps >= 0.0f && !tfm__isinf(eps) &&
+        !tfm__isnan(weight_offset) && !tfm__isinf(weight_offset))
         return 1;
     tfm__fail(c, TFM_INVALID,
               "%s: norm %d with eps %g and weight_offset %g: TFM_LAYER_NORM or TFM_RMS_NORM with finite numbers, "
