@@ -82,6 +82,19 @@ static setup begin_with(int64_t batch, const tfm_options *options) {
 
 static setup begin_batch(int64_t batch) { return begin_with(batch, NULL); }
 
+/* An encoder-decoder; the sessions are the test's. */
+static setup begin_translator(void) {
+    setup u;
+    tfm_options o;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    u.c = tfm_create(&o);
+    u.p = tfm_params_create(u.c);
+    u.s = NULL;
+    small_translator(u.c, u.p, &u.model);
+    return u;
+}
+
 static void end(setup *u) {
     tfm_session_destroy(u->s);
     tfm_params_destroy(u->p);
@@ -227,15 +240,9 @@ Test(session, a_feed_that_fails_changes_nothing) {
 Test(session, a_source_is_needed_and_padding_is_not_seen) {
     static const int64_t lengths[2] = {3, 5}, start[2] = {1, 1};
     int64_t ids[10] = {0};
-    setup u;
+    setup u = begin_translator();
     tfm_session *s, *one;
     tfm_tensor *y, *alone, *memory, *forward;
-    tfm_options o;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    u.c = tfm_create(&o);
-    u.p = tfm_params_create(u.c);
-    small_translator(u.c, u.p, &u.model);
     s = session_of(&u, 2, CAPACITY);
     u.s = session_of(&u, 1, CAPACITY);
     one = u.s;
@@ -260,18 +267,12 @@ Test(session, a_source_is_needed_and_padding_is_not_seen) {
 /* A dry run asks what calls would need; the session goes on as if it had not been asked. */
 Test(session, measuring_leaves_a_session_as_it_is) {
     static const int64_t start[1] = {1};
-    setup u;
+    setup u = begin_translator();
     tfm_session *s, *twin;
     tfm_memory m;
     tfm_tensor *y[2];
-    tfm_options o;
     tfm_beam_options beams;
     int i;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    u.c = tfm_create(&o);
-    u.p = tfm_params_create(u.c);
-    small_translator(u.c, u.p, &u.model);
     u.s = s = session_of(&u, 1, 4);
     twin = session_of(&u, 1, 4);
     memset(&beams, 0, sizeof beams);
