@@ -4026,12 +4026,34 @@ TFM__ALWAYS_INLINE tfm__v v_scale2(tfm__v x, tfm__v n) {
 #endif
 typedef tfm__v tfm__g[4];
 
+/* Steps of polynomials, y := c and y := y x + c, a constant and a group at a time: left to themselves gcc reads the
+ * constant anew for every vector, and clang is done with one vector before it begins the next (AVX2, gcc and clang:
+ * GELU 0.95 and 0.77 of the time, tanh 0.88 and 0.87, SiLU 0.97 and 0.82, softmax 0.95 and 0.99; AVX-512: 0.95 up). */
+#if (TFM__PASS == TFM__AVX512 || TFM__PASS == TFM__AVX2) && defined(__GNUC__)
+#define TFM__PIN(v) __asm__ __volatile__("" : "+v"(v));
+#define TFM__PIN_GROUP(g) \
+    if (count == 4) __asm__ __volatile__("" : "+v"(g[0]), "+v"(g[1]), "+v"(g[2]), "+v"(g[3]));
+#else
+#define TFM__PIN(v)
+#define TFM__PIN_GROUP(g)
+#endif
+#define TFM__HORNER_BEGIN(y, c) { \
+    tfm__v constant = v_set1(c); \
+    TFM__PIN(constant) \
+    TFM__EACH(y[u] = constant) }
+#define TFM__HORNER(y, x, c) { \
+    tfm__v constant = v_set1(c); \
+    TFM__PIN(constant) \
+    TFM__EACH(y[u] = v_fma(y[u], x[u], constant)) \
+    TFM__PIN_GROUP(y) }
+
 /* exp(r) - 1 for |r| <= ln(2)/2 */
 TFM__CURVE void TFM__FN(g_expm1)(tfm__v *y, const tfm__v *r, const int count) {
-    TFM__EACH(y[u] = v_fma(v_set1(0.00138204172f), r[u], v_set1(0.00836868491f)))
-    TFM__EACH(y[u] = v_fma(y[u], r[u], v_set1(0.0416682698f)))
-    TFM__EACH(y[u] = v_fma(y[u], r[u], v_set1(0.166665211f)))
-    TFM__EACH(y[u] = v_fma(y[u], r[u], v_set1(0.49999994f)))
+    TFM__HORNER_BEGIN(y, 0.00138204172f)
+    TFM__HORNER(y, r, 0.00836868491f)
+    TFM__HORNER(y, r, 0.0416682698f)
+    TFM__HORNER(y, r, 0.166665211f)
+    TFM__HORNER(y, r, 0.49999994f)
     TFM__EACH(y[u] = v_fma(y[u], v_mul(r[u], r[u]), r[u]))
 }
 
@@ -4129,9 +4151,13 @@ TFM__CURVE void TFM__FN(g_tanh)(tfm__v *x, const int count) {
     TFM__EACH(n[u] = v_power2(n[u]))
     TFM__EACH(m[u] = v_fma(m[u], n[u], v_sub(n[u], v_set1(1.0f))))
     TFM__EACH(m[u] = v_div(m[u], v_add(m[u], v_set1(2.0f))))
+#if TFM__PASS == TFM__AVX2 && !defined(__clang__)
+    TFM__PIN_GROUP(x) /* gcc would keep |x| in registers up to here: 1.1 of the time */
+#endif
     TFM__EACH(r[u] = v_mul(x[u], x[u]))
-    TFM__EACH(n[u] = v_fma(v_set1(-0.0508101434f), r[u], v_set1(0.133191675f)))
-    TFM__EACH(n[u] = v_fma(n[u], r[u], v_set1(-0.333331525f)))
+    TFM__HORNER_BEGIN(n, -0.0508101434f)
+    TFM__HORNER(n, r, 0.133191675f)
+    TFM__HORNER(n, r, -0.333331525f)
     TFM__EACH(n[u] = v_fma(v_mul(n[u], r[u]), v_abs(x[u]), v_abs(x[u])))
     TFM__EACH(x[u] = v_copysign(v_select(v_lt(v_abs(x[u]), v_set1(0.28f)), n[u], m[u]), x[u]))
 }
@@ -4433,15 +4459,16 @@ TFM__ALWAYS_INLINE void TFM__FN(g_gelu)(tfm__v *x, const int count) {
     TFM__EACH(rest[u] = v_residue(t[u], p[u], e[u])) /* the rounding of -a^2 / 2 would cost exp 6 bits */
     TFM__EACH(t[u] = v_div(v_sub(t[u], v_set1(3.0f)), v_add(t[u], v_set1(3.0f))))
     TFM__FN(g_exp_negative)(e, rest, count);
-    TFM__EACH(p[u] = v_fma(v_set1(5.31619787e-05f), t[u], v_set1(0.000115013678f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(-0.00033901292f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(-0.000983288212f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(0.0029043874f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(0.00613194228f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(-0.0462132636f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(0.123225041f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(-0.20640262f)))
-    TFM__EACH(p[u] = v_fma(p[u], t[u], v_set1(0.121513948f)))
+    TFM__HORNER_BEGIN(p, 5.31619787e-05f)
+    TFM__HORNER(p, t, 0.000115013678f)
+    TFM__HORNER(p, t, -0.00033901292f)
+    TFM__HORNER(p, t, -0.000983288212f)
+    TFM__HORNER(p, t, 0.0029043874f)
+    TFM__HORNER(p, t, 0.00613194228f)
+    TFM__HORNER(p, t, -0.0462132636f)
+    TFM__HORNER(p, t, 0.123225041f)
+    TFM__HORNER(p, t, -0.20640262f)
+    TFM__HORNER(p, t, 0.121513948f)
     TFM__EACH(p[u] = v_mul(p[u], e[u]))
     /* max(x, 0) - |x| tail; min(x, max(-x, -14.5)) is -|x| where it counts, -inf for -inf, finite for inf */
     TFM__EACH(e[u] = v_atmost(x[u], v_atleast(v_neg(x[u]), v_set1(-14.5f))))
@@ -6390,6 +6417,8 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef vi_shl
 #undef vi_shr
 #undef vi_sar
+#undef TFM__PIN
+#undef TFM__PIN_GROUP
 #undef v_relu
 #undef tfm__g
 #undef TFM__G
@@ -21483,6 +21512,8 @@ TFM__STRICT_FP_END
 #undef TFM__HAVE_X86
 #undef TFM__HEADERS
 #undef TFM__HEADER_MOST
+#undef TFM__HORNER
+#undef TFM__HORNER_BEGIN
 #undef TFM__HEADER_REST
 #undef TFM__HEAT_HEAD
 #undef TFM__HEAT_LABEL
