@@ -4829,11 +4829,12 @@ static float TFM__FN(logsumexp)(const float *x, int64_t n) {
 /* One pass over two rows side by side. Of one: the sums of x - c and of (x - c)^2 (c = 0: the latter alone counts), in
  * the order of TFM__FN(sum), x first added to the residual if there is one, and that kept. Of another, measured before:
  * y = (x - mean) / deviation * weight + bias. So one row is read from memory while the other is written. Either may be
- * NULL. Vector by vector: AVX2 has 16 registers for eight sums, five constants and what a vector needs. */
+ * NULL. Vector by vector: AVX2 has 16 registers for eight sums, four constants and what a vector needs (with one more,
+ * 1 or the weight's offset, a sum goes through memory: 1.16 of the time). */
 TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure, const tfm__norm_row *finish) {
     enum { count = TFM__G, tfm__nothing, tfm__sum, tfm__moments, tfm__squares, tfm__scaled, tfm__biased, tfm__any };
     const tfm__norm_row *const in = measure ? measure : finish, *const out = finish ? finish : measure;
-    const tfm__v shift = v_set1(in->shift), offset = v_set1(a->weight_offset), one = v_set1(1.0f);
+    const tfm__v shift = v_set1(in->shift), offset = v_set1(a->weight_offset);
     const tfm__v mean = v_set1(out->mean), rstd = v_set1(out->rstd), low = v_set1(out->low);
     const float *const x = in->x, *const residual = in->residual;
     const float *const from = out->x, *const weight = a->weight, *const bias = a->bias;
@@ -4844,9 +4845,9 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
     const int writes = finish ? common : tfm__nothing;
     const int64_t n = a->n;
     double sum = 0.0, squares = 0.0;
-#define TFM__NORM_SUMS(s, q, v) { /* Zen 4 adds and multiplies in different units: each gets its half */ \
+#define TFM__NORM_SUMS(s, q, v) { \
     const tfm__v d = v_sub(v, shift); \
-    s[u] = u & 1 ? v_fma(d, one, s[u]) : v_add(s[u], d); \
+    s[u] = v_add(s[u], d); \
     q[u] = v_fma(d, d, q[u]); \
 }
 #define TFM__NORM_UNIT(x) v_fma(v_sub(x, mean), rstd, low)
@@ -4871,33 +4872,27 @@ TFM__NOINLINE void TFM__FN(norm_pass)(const tfm__norm *a, tfm__norm_row *measure
                 TFM__EACH(const tfm__v v = TFM__NORM_UNIT(TFM__NORM_GET(from));
                           TFM__NORM_PUT(y, v_fma(v, TFM__NORM_GET(weight), TFM__NORM_GET(bias))))
             } else if (writes == tfm__scaled) {
+                const tfm__v by = TFM__W == 16 ? offset : v_set1(a->weight_offset); /* AVX2: no register */
                 TFM__EACH(const tfm__v v = TFM__NORM_UNIT(TFM__NORM_GET(from));
-                          TFM__NORM_PUT(y, v_fma(v, v_add(TFM__NORM_GET(weight), offset), v_zero())))
+                          TFM__NORM_PUT(y, v_fma(v, v_add(TFM__NORM_GET(weight), by), v_zero())))
             }
         }
-        if (i < end) { /* the last vectors of a row, or all of a rare kind; through copies: registers have no index */
-            tfm__g s_rest, q_rest;
-            TFM__EACH(s_rest[u] = s[u])
-            TFM__EACH(q_rest[u] = q[u])
-            for (int u = 0; i < end; i += TFM__W, u = (u + 1) & (count - 1)) {
-                const int64_t m = end - i;
-                if (reads != tfm__nothing) {
-                    tfm__v v = TFM__FN(get_or)(x + i, m, shift);
-                    if (residual) {
-                        v = v_add(v, TFM__FN(get)(residual + i, m));
-                        TFM__FN(put)(kept + i, v, m);
-                    }
-                    TFM__NORM_SUMS(s_rest, q_rest, v)
-                }
-                if (writes != tfm__nothing) {
-                    const tfm__v v = TFM__NORM_UNIT(TFM__FN(get)(from + i, m));
-                    tfm__v w = weight ? TFM__FN(get)(weight + i, m) : one;
-                    if (weight && writes != tfm__biased) w = v_add(w, offset);
-                    TFM__FN(put)(y + i, v_fma(v, w, bias ? TFM__FN(get)(bias + i, m) : v_zero()), m);
-                }
-            }
-            TFM__EACH(s[u] = s_rest[u])
-            TFM__EACH(q[u] = q_rest[u])
+        for (; i < end; i += TFM__G * TFM__W) { /* the last vectors of a row, or all of a rare kind */
+            TFM__EACH(const int64_t at = i + u * TFM__W, m = end - at;
+                      if (m > 0 && reads != tfm__nothing) {
+                          tfm__v v = TFM__FN(get_or)(x + at, m, shift);
+                          if (residual) {
+                              v = v_add(v, TFM__FN(get)(residual + at, m));
+                              TFM__FN(put)(kept + at, v, m);
+                          }
+                          TFM__NORM_SUMS(s, q, v)
+                      }
+                      if (m > 0 && writes != tfm__nothing) {
+                          const tfm__v v = TFM__NORM_UNIT(TFM__FN(get)(from + at, m));
+                          tfm__v w = weight ? TFM__FN(get)(weight + at, m) : v_set1(1.0f);
+                          if (weight && writes != tfm__biased) w = v_add(w, offset);
+                          TFM__FN(put)(y + at, v_fma(v, w, bias ? TFM__FN(get)(bias + at, m) : v_zero()), m);
+                      })
         }
         if (!measure) continue;
         sum += (double)v_sum(TFM__FOLD(v_add, s));
