@@ -6412,13 +6412,13 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef vi_shl
 #undef vi_shr
 #undef vi_sar
-#undef TFM__PIN
-#undef TFM__PIN_GROUP
 #undef v_relu
 #undef tfm__g
 #undef TFM__G
 #undef TFM__CURVE
 #undef TFM__EACH
+#undef TFM__PIN
+#undef TFM__PIN_GROUP
 #undef TFM__W
 #undef TFM__TILE_LIST
 #undef TFM__TILE_LIST_HALVES
@@ -8618,7 +8618,7 @@ typedef struct tfm__walk {
     int64_t rows, n;                             /* after tfm__walk_rows: rows of n elements, step[i] apart */
     int64_t step[TFM__WALK];
     int64_t shape[TFM_MAX_DIMS];
-    int64_t stride[TFM__WALK][TFM_MAX_DIMS];
+    int64_t stride[TFM_MAX_DIMS][TFM__WALK];     /* a dim's side by side: gcc -O3 adds them in vectors */
 } tfm__walk;
 
 static void tfm__walk_init(tfm__walk *w, int ndim, const int64_t *shape, int count) {
@@ -8634,7 +8634,7 @@ static void tfm__walk_operand(tfm__walk *w, int i, const tfm_tensor *t) {
     const int missing = w->ndim - t->ndim;
     int d;
     for (d = 0; d < w->ndim; ++d) {
-        w->stride[i][d] = d < missing || t->shape[d - missing] == 1 ? 0 : t->stride[d - missing];
+        w->stride[d][i] = d < missing || t->shape[d - missing] == 1 ? 0 : t->stride[d - missing];
     }
 }
 
@@ -8644,10 +8644,10 @@ static void tfm__walk_merge(tfm__walk *w) {
     for (d = 0; d < w->ndim; ++d) {
         int merge = last >= 0;
         if (w->shape[d] == 1) continue;
-        for (i = 0; i < w->count && merge; ++i) merge = w->stride[i][last] == w->stride[i][d] * w->shape[d];
+        for (i = 0; i < w->count && merge; ++i) merge = w->stride[last][i] == w->stride[d][i] * w->shape[d];
         if (!merge) last += 1;
         w->shape[last] = merge ? w->shape[last] * w->shape[d] : w->shape[d];
-        for (i = 0; i < w->count; ++i) w->stride[i][last] = w->stride[i][d];
+        for (i = 0; i < w->count; ++i) w->stride[last][i] = w->stride[d][i];
     }
     w->ndim = last + 1;
 }
@@ -8657,7 +8657,7 @@ static void tfm__walk_rows(tfm__walk *w) {
     int i;
     w->n = 1;
     if (w->ndim > 0) w->n = w->shape[--w->ndim];
-    for (i = 0; i < w->count; ++i) w->step[i] = w->n == 1 ? 1 : w->stride[i][w->ndim];
+    for (i = 0; i < w->count; ++i) w->step[i] = w->n == 1 ? 1 : w->stride[w->ndim][i];
     w->rows = tfm__sizes(w->ndim, w->shape);
 }
 
@@ -8672,7 +8672,7 @@ static void tfm__cursor_at(const tfm__walk *w, int64_t row, tfm__cursor *at) {
     for (d = w->ndim; d-- > 0;) {
         at->index[d] = row % w->shape[d];
         row /= w->shape[d];
-        for (i = 0; i < w->count; ++i) at->offset[i] += at->index[d] * w->stride[i][d];
+        for (i = 0; i < w->count; ++i) at->offset[i] += at->index[d] * w->stride[d][i];
     }
 }
 
@@ -8680,10 +8680,10 @@ static void tfm__cursor_next(const tfm__walk *w, tfm__cursor *at) {
     int d, i;
     for (d = w->ndim; d-- > 0;) {
         at->index[d] += 1;
-        for (i = 0; i < w->count; ++i) at->offset[i] += w->stride[i][d];
+        for (i = 0; i < w->count; ++i) at->offset[i] += w->stride[d][i];
         if (at->index[d] < w->shape[d]) return;
         at->index[d] = 0;
-        for (i = 0; i < w->count; ++i) at->offset[i] -= w->stride[i][d] * w->shape[d];
+        for (i = 0; i < w->count; ++i) at->offset[i] -= w->stride[d][i] * w->shape[d];
     }
 }
 
@@ -8845,9 +8845,9 @@ static void tfm__flip_task(void *arg, int64_t begin, int64_t end_item, int slot)
 /* 1: done, block by block. */
 static int tfm__flip_copy(tfm_ctx *c, const tfm__assignment *a) {
     tfm__flip t;
-    int last = a->w.ndim - 1, d, i;
-    if (a->dst_dtype != a->src_dtype || last < 1 || a->w.stride[0][last] != 1) return 0;
-    for (d = 0; d < last && a->w.stride[1][d] != 1; ++d) continue;
+    int last = a->w.ndim - 1, d;
+    if (a->dst_dtype != a->src_dtype || last < 1 || a->w.stride[last][0] != 1) return 0;
+    for (d = 0; d < last && a->w.stride[d][1] != 1; ++d) continue;
     if (d == last || a->w.shape[d] < TFM__FLIP_COLS || a->w.shape[last] < TFM__FLIP_COLS) return 0;
     t.k = a->dst_dtype == TFM_F32 ? a->k : NULL;
     t.dst = (char *)a->dst;
@@ -8855,14 +8855,14 @@ static int tfm__flip_copy(tfm_ctx *c, const tfm__assignment *a) {
     t.size = tfm_dtype_size(a->dst_dtype);
     t.rows = a->w.shape[d];
     t.cols = a->w.shape[last];
-    t.dst_row = a->w.stride[0][d];
-    t.src_row = a->w.stride[1][last];
+    t.dst_row = a->w.stride[d][0];
+    t.src_row = a->w.stride[last][1];
     t.blocks = tfm__ceil_div(t.rows, TFM__FLIP_ROWS);
     t.w = a->w;
     t.w.ndim = last - 1;
     for (; d < last - 1; ++d) {
-        t.w.shape[d] = t.w.shape[d + 1];
-        for (i = 0; i < 2; ++i) t.w.stride[i][d] = t.w.stride[i][d + 1];
+        t.w.shape[d] = a->w.shape[d + 1];
+        memcpy(t.w.stride[d], a->w.stride[d + 1], sizeof t.w.stride[d]);
     }
     tfm__for(c, t.blocks * tfm__sizes(t.w.ndim, t.w.shape), 1, 4.0 * (double)tfm__sizes(a->w.ndim, a->w.shape),
              tfm__flip_task, &t);
@@ -10640,7 +10640,7 @@ static void tfm__walk_axes(tfm__walk *w, const tfm_tensor *t, int axes, int on) 
     for (i = 0; i < t->ndim; ++i) {
         if ((axes >> i & 1) != on) continue;
         w->shape[w->ndim] = t->shape[i];
-        w->stride[0][w->ndim++] = t->shape[i] == 1 ? 0 : t->stride[i];
+        w->stride[w->ndim++][0] = t->shape[i] == 1 ? 0 : t->stride[i];
     }
 }
 
@@ -11012,8 +11012,8 @@ static tfm_tensor *tfm__softmax_op(tfm_ctx *c, int op, const tfm_tensor *t, int 
         for (i = 0; i < t->ndim; ++i) {
             if (i == dim) continue;
             s.w.shape[d] = t->shape[i];
-            s.w.stride[0][d] = y->stride[i];
-            s.w.stride[1][d++] = t->stride[i];
+            s.w.stride[d][0] = y->stride[i];
+            s.w.stride[d++][1] = t->stride[i];
         }
         s.w.ndim = d;
         tfm__walk_merge(&s.w);
@@ -11224,7 +11224,7 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
     } else if (o.run && rows) {
         tfm__walk_init(&a.rows, x->ndim - dims, x->shape, 4);
         for (part = 0; part < 4; ++part) {
-            for (i = 0; i < a.rows.ndim; ++i) a.rows.stride[part][i] = a.t[part] ? a.t[part]->stride[i] : 0;
+            for (i = 0; i < a.rows.ndim; ++i) a.rows.stride[i][part] = a.t[part] ? a.t[part]->stride[i] : 0;
         }
         tfm__for(c, rows, tfm__max64(1, TFM__RUN / a.norm.n), 8.0 * (double)tfm_numel(x), tfm__norm_task, &a);
     }
@@ -11790,10 +11790,10 @@ static void tfm__batch_rows(tfm__batch *b) {
     last = w->ndim - 1;
     b->p.rows = 1;
     b->p.a_row = b->p.c_row = 0;
-    if (last < 0 || w->stride[2][last] != 0) return; /* one row each */
+    if (last < 0 || w->stride[last][2] != 0) return; /* one row each */
     b->p.rows = w->shape[last];
-    b->p.c_row = w->stride[0][last];
-    b->p.a_row = w->stride[1][last];
+    b->p.c_row = w->stride[last][0];
+    b->p.a_row = w->stride[last][1];
     w->ndim = last;
 }
 
@@ -11908,9 +11908,9 @@ TFM_API tfm_tensor *tfm_matmul(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor
     tfm__walk_operand(&batch.w, 2, &tb);
     batch.w.ndim = leading + 1;
     batch.w.shape[leading] = batch.p.rows;
-    batch.w.stride[0][leading] = batch.p.cols;
-    batch.w.stride[1][leading] = ga.stride[ga.ndim - 2];
-    batch.w.stride[2][leading] = 0;
+    batch.w.stride[leading][0] = batch.p.cols;
+    batch.w.stride[leading][1] = ga.stride[ga.ndim - 2];
+    batch.w.stride[leading][2] = 0;
     tfm__batch_rows(&batch);
     if (!tfm__batch_run(&o, &batch)) y = NULL;
     return tfm__leave(&o, y);
@@ -11967,9 +11967,9 @@ TFM_API tfm_tensor *tfm_linear(tfm_ctx *c, const tfm_tensor *x, const tfm_tensor
     batch.p.activation = activation;
     tfm__walk_init(&batch.w, last, x->shape, 3);
     for (i = 0; i < last; ++i) {
-        batch.w.stride[0][i] = y->stride[i];
-        batch.w.stride[1][i] = x->stride[i];
-        batch.w.stride[2][i] = 0;
+        batch.w.stride[i][0] = y->stride[i];
+        batch.w.stride[i][1] = x->stride[i];
+        batch.w.stride[i][2] = 0;
     }
     tfm__batch_rows(&batch);
     if (!tfm__batch_run(&o, &batch)) y = NULL;
@@ -21507,13 +21507,13 @@ TFM__STRICT_FP_END
 #undef TFM__HAVE_X86
 #undef TFM__HEADERS
 #undef TFM__HEADER_MOST
-#undef TFM__HORNER
-#undef TFM__HORNER_BEGIN
 #undef TFM__HEADER_REST
 #undef TFM__HEAT_HEAD
 #undef TFM__HEAT_LABEL
 #undef TFM__HEAT_MOST
 #undef TFM__HEAT_SIDE
+#undef TFM__HORNER
+#undef TFM__HORNER_BEGIN
 #undef TFM__HUGEPAGE
 #undef TFM__INLINE
 #undef TFM__IO_BYTES
