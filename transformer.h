@@ -84,11 +84,12 @@
  * MEMORY
  *
  *   Results live in the context's arena. tfm_mark / tfm_rewind bracket a step; tfm_keep lets one result survive.
- *   Using a result after its rewind is an error, not a crash. A repeated step takes no memory from the allocator
- *   after its first run.
+ *   Using a result after its rewind is an error, not a crash (of the 256 that died last: an older one may by then be
+ *   another tensor). A repeated step takes no memory from the allocator after its first run.
  *   A context holds about 1.1 MiB with one thread and 1 MiB more for each further one; its arena grows on demand.
  *   Parameters, caches, sessions, files and tokenizers have their own destroy and outlive the context. The parameters
- *   must outlive what uses them. A view of a parameter dangles after tfm_params_prepare, _cast and _write_begin.
+ *   must outlive what uses them. A view of a parameter dangles after tfm_params_prepare, _cast and _write_begin
+ *   and after loading.
  *   tfm_measure_begin/_end and tfm_transformer_measure tell what calls or models need before they run.
  *   options.memory_limit caps what the context holds; for what outlives it, it bounds each block by itself.
  *
@@ -109,7 +110,8 @@
  *
  * THREAD SAFETY
  *
- *     tfm_ctx                 one thread at a time; a second one gets TFM_BUSY. Any number of contexts side by side
+ *     tfm_ctx                 one thread at a time; a second one makes TFM_BUSY the context's error, for the first,
+ *                             too. Any number of contexts side by side
  *     tfm_cancel              from any thread, and from a signal handler
  *     tfm_params              read by any number of contexts and threads; init, load, prepare, write_* need it alone
  *     tfm_cache, tfm_session  one thread at a time
@@ -257,8 +259,9 @@ enum { TFM_LOG_DEBUG = 0, TFM_LOG_INFO = 1, TFM_LOG_WARNING = 2, TFM_LOG_ERROR =
 
 /* Options of a context. All zero = every default. */
 typedef struct tfm_options {
-    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone. Each takes 1 MiB of scratch. They
-     * are not pinned; on Linux one that the system runs on the caller's processor moves to another */
+    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone; at most 1024. Each takes 1
+     * MiB of scratch. They are not pinned; on Linux one that the system runs on the caller's processor moves to another
+     */
     int threads;
     /* NULL: environment TFM_ISA, else the best; "scalar", "neon", "avx2", "avx512": only lowers */
     const char *isa;
@@ -302,8 +305,9 @@ TFM_API const char *tfm_status_name(tfm_status status);        /* "ok", "invalid
 TFM_API void tfm_clear(tfm_ctx *c);                            /* forgets the error and a pending tfm_cancel */
 
 /* Stops the call that runs in another thread as soon as possible; it fails with TFM_CANCELLED. Preparing, casting and
- * initialising parameters lose no value by it; caches are cut, slid, reordered and copied whole: then the next call
- * fails. Safe from any thread and from a signal handler. */
+ * initialising parameters lose no value by it; caches are cut, slid, reordered and copied whole, files opened, read
+ * and written whole, single parameters added or bracketed: then the next op fails. Safe from any thread and from a
+ * signal handler. */
 TFM_API void tfm_cancel(tfm_ctx *c);
 
 /* The instruction set in use: "scalar", "neon", "avx2", "avx512"; "" for NULL. */
@@ -321,8 +325,8 @@ TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed);
  * error. Memory goes back to the arena, not to the allocator: a repeated step takes none. */
 typedef struct tfm_marker { int64_t position[4]; } tfm_marker;
 TFM_API tfm_marker tfm_mark(tfm_ctx *c);                       /* remembers the arena's top */
-/* Frees all results made since. Using such a tensor afterwards is an error; texts and arrays are simply gone. Refused
- * while the tape needs them (tfm_tape_clear). */
+/* Frees all results made since. Using such a tensor afterwards is an error (see MEMORY); texts and arrays are simply
+ * gone. Refused while the tape needs them (tfm_tape_clear). */
 TFM_API void tfm_rewind(tfm_ctx *c, tfm_marker mark);
 /* tfm_rewind, but t survives: the struct stays, its data may move. A view survives with the memory it shows. Returns
  * t. */
@@ -353,7 +357,7 @@ TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 typedef struct tfm_profile_row {
     const char *op;
     int ndim;
-    int64_t shape[TFM_MAX_DIMS];     /* of the result */
+    int64_t shape[TFM_MAX_DIMS];     /* of the result; of a call without one: of its first tensor */
     double ms, flops, bytes;         /* time spent, useful FLOPs and bytes that the op must move */
     int64_t calls;                   /* rows of equal op and shape are added up */
 } tfm_profile_row;
@@ -458,13 +462,15 @@ TFM_API tfm_tensor *tfm_combine_heads(tfm_ctx *c, const tfm_tensor *t);
 /* t itself (a view of it) when it is contiguous already */
 TFM_API tfm_tensor *tfm_contiguous(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_clone(tfm_ctx *c, const tfm_tensor *t);
-/* to nearest even; float to integer truncates and saturates, NaN gives 0 */
+/* To nearest even. Float to integer truncates and saturates, NaN gives 0; integers wrap into narrower ones; to bool: 1
+ * where it is not 0. */
 TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype);
 /* Writes into destination: broadcasts source to its shape and converts to its dtype; they may overlap. Refused are
  * recorded tensors, those whose elements share memory (expanded, or wrapped with strides too small), and parameters
  * outside tfm_params_write_begin / _end. */
 TFM_API TFM_CHECK tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tensor *source);
-/* Joined along dim (cat), or along a new dim (stack): one dtype, the other sizes equal. */
+/* Joined along dim (cat), or along a new dim (stack): one dtype, or f32, f16, bf16 (mixed: f32); the other sizes
+ * equal. */
 TFM_API tfm_tensor *tfm_cat(tfm_ctx *c, const tfm_tensor *const *list, int count, int dim);
 TFM_API tfm_tensor *tfm_stack(tfm_ctx *c, const tfm_tensor *const *list, int count, int dim);
 /* `before` and `after` elements of value at the ends of dim */
@@ -482,7 +488,8 @@ TFM_API tfm_tensor *tfm_masked_fill(tfm_ctx *c, const tfm_tensor *t, const tfm_t
 /* a where condition (bool) is true, else b; a and b of one dtype or both f32, f16, bf16 (mixed: f32); broadcasts */
 TFM_API tfm_tensor *tfm_where(tfm_ctx *c, const tfm_tensor *condition, const tfm_tensor *a, const tfm_tensor *b);
 
-/* Reading and writing single elements by position (index has t->ndim entries); out of range gives NaN / TFM_INVALID.
+/* Reading and writing single elements by position (index has t->ndim entries, -1 is the last); out of range gives NaN /
+ * TFM_INVALID.
  * For looking, not for loops over large tensors: those read t->data, or tfm_read. */
 TFM_API double tfm_get(const tfm_tensor *t, const int64_t *index);
 TFM_API TFM_CHECK tfm_status tfm_set(tfm_ctx *c, tfm_tensor *t, const int64_t *index, double value);
@@ -494,7 +501,7 @@ TFM_API TFM_CHECK tfm_status tfm_read(tfm_ctx *c, const tfm_tensor *t, float *ou
 /* The text of a tensor as PyTorch prints it, long ones shortened. In the arena. */
 TFM_API const char *tfm_format(tfm_ctx *c, const tfm_tensor *t);
 #if !defined(TFM_NO_STDIO)
-/* tfm_format and a line end to file; TFM_IO when it cannot be written. */
+/* tfm_format and a line end to file; TFM_IO when stdio refuses it (what it buffers shows at fflush). */
 TFM_API TFM_CHECK tfm_status tfm_print(tfm_ctx *c, FILE *file, const tfm_tensor *t);
 #endif
 
@@ -535,7 +542,8 @@ TFM_API tfm_tensor *tfm_clamp(tfm_ctx *c, const tfm_tensor *t, float low, float 
 /* activation(gate) * up in one pass: GLU (SIGMOID), ReGLU, GEGLU, SwiGLU (SILU); Shazeer 2020. Shapes broadcast. */
 TFM_API tfm_tensor *tfm_glu(tfm_ctx *c, const tfm_tensor *gate, const tfm_tensor *up, int activation);
 
-/* a relation b as bool, with broadcasting. Any dtype; relation is a TFM_EQ ... TFM_GE. */
+/* a relation b as bool, with broadcasting. Any dtype, to which b of compare_scalar is rounded; relation is a TFM_EQ ...
+ * TFM_GE. */
 enum { TFM_EQ = 0, TFM_NE = 1, TFM_LT = 2, TFM_LE = 3, TFM_GT = 4, TFM_GE = 5 };
 TFM_API tfm_tensor *tfm_compare(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b, int relation);
 TFM_API tfm_tensor *tfm_compare_scalar(tfm_ctx *c, const tfm_tensor *a, double b, int relation);
@@ -547,7 +555,8 @@ TFM_API tfm_tensor *tfm_mean(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, in
 TFM_API tfm_tensor *tfm_max(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_min(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
 TFM_API tfm_tensor *tfm_logsumexp(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim);
-TFM_API tfm_tensor *tfm_argmax(tfm_ctx *c, const tfm_tensor *t, int dim, int keepdim);   /* i64; the first of equals */
+/* i64: the place of the largest, the first of equals; NaN is the largest. Any dtype. */
+TFM_API tfm_tensor *tfm_argmax(tfm_ctx *c, const tfm_tensor *t, int dim, int keepdim);
 /* The k largest along the last dim, sorted descending (ties: lower index first): (..., k). indices may be NULL;
  * *indices gets their places (..., k), i64. */
 TFM_API tfm_tensor *tfm_topk(tfm_ctx *c, const tfm_tensor *t, int64_t k, tfm_tensor **indices);
@@ -570,7 +579,7 @@ TFM_API tfm_tensor *tfm_embedding(tfm_ctx *c, const tfm_tensor *weight, const tf
 /* Normalisation over the last weight->ndim dims; weight and bias may be NULL: then over `normalized_dims` trailing
  * dims, at least 1. layer_norm: (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016); rms_norm: x /
  * sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). options may be NULL; the results it asks for are f32
- * tensors of the arena (sum: the dtype of the result). */
+ * tensors of the arena (sum: the dtype of the result, which is x's, with a residual of another dtype f32). */
 typedef struct tfm_norm_options {
     float eps;                    /* 0: 1e-5 */
     float weight_offset;          /* 1: Gemma's (1 + w) */
@@ -592,7 +601,7 @@ TFM_API tfm_tensor *tfm_dropout(tfm_ctx *c, const tfm_tensor *x, float p);
  * and what it needs cannot be rewound. */
 TFM_API TFM_CHECK tfm_status tfm_set_requires_grad(tfm_ctx *c, tfm_tensor *t, int on);
 TFM_API int64_t tfm_tape_length(const tfm_ctx *c);               /* records on the tape */
-TFM_API void tfm_tape_clear(tfm_ctx *c);                         /* drops the records; their tensors stay, unmarked */
+TFM_API void tfm_tape_clear(tfm_ctx *c);                         /* drops the records; their results stay, unmarked */
 
 /* ------------------------------------------------------------------------------------------------------------------
  *  Masks
@@ -674,8 +683,9 @@ typedef struct tfm_attention_options {
 
 /* q (B, H, Lq, dk), k (B, Hkv, Lk, dk), v (B, Hkv, Lk, dv), any strides (a (B, L, H, d) projection as a view); H is a
  * multiple of Hkv (grouped-query: query head h uses key head h / (H / Hkv)). Returns (B, H, Lq, dv), laid out (B, Lq,
- * H, dv) in memory so that tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result does not
- * depend on Lq or Lk (online softmax by tiles: Milakov and Gimelshein 2018, Dao et al. 2022). dk and dv up to 65536. 2
+ * H, dv) in memory so that tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result is
+ * bounded whatever Lq and Lk are: tiles of online softmax (Milakov and Gimelshein 2018, Dao et al. 2022), and some KiB
+ * a thread where few queries see many keys. dk and dv up to 65536. 2
  * B H Lq Lk (dk + dv) FLOPs, less what the mask leaves out by whole tiles. */
 TFM_API tfm_tensor *tfm_attention(tfm_ctx *c, const tfm_tensor *q, const tfm_tensor *k, const tfm_tensor *v,
                                   const tfm_attention_options *options);
@@ -717,15 +727,15 @@ typedef struct tfm_cache_options {
 /* An empty cache from the context's allocator; it outlives the context and belongs to the caller. */
 TFM_API tfm_cache *tfm_cache_create(tfm_ctx *c, const tfm_cache_options *options);
 TFM_API void tfm_cache_destroy(tfm_cache *cache);
-TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options);    /* bytes that create would take; -1: invalid */
+TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options);   /* bytes that create takes; -1: invalid */
 /* Puts keys and values behind what layer holds, converted to its dtype: k (B, Hkv, L, dk), v (B, Hkv, L, dv). counts
  * (B) i64/i32 or NULL: how many of the L are real in each row (ragged batch). Full is an error that changes nothing. */
 TFM_API TFM_CHECK tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer, const tfm_tensor *k,
                                               const tfm_tensor *v, const tfm_tensor *counts);
 /* tfm_attention over what the cache holds of `layer`: q (B, H, Lq, dk), the result (B, H, Lq, dv). Positions: query i
- * of row b stands at (start of the last append to this layer and row) + i; mask.causal TFM_CAUSAL_BOTTOM_RIGHT means
- * just that, and then queries past a row's count give zeros (otherwise pass query_lengths). key_lengths default to the
- * cache's. */
+ * of row b stands at (start of the last append to this layer and row) + i with mask.causal TFM_CAUSAL_NONE and
+ * _BOTTOM_RIGHT (then queries past a row's count give zeros; otherwise pass query_lengths), else as under Masks.
+ * key_lengths default to the cache's. */
 TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const tfm_cache *cache, int64_t layer,
                                          const tfm_attention_options *options);
 TFM_API int64_t tfm_cache_length(const tfm_cache *cache, int64_t layer, int64_t row);  /* -1: no such layer or row */
@@ -741,8 +751,9 @@ TFM_API TFM_CHECK tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, con
 /* A new cache of `count` rows, each a copy of row rows[i]; belongs to the caller. */
 TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int64_t *rows, int64_t count);
 /* The cache as bytes, to go on from another day: save writes tfm_cache_saved_size bytes (-1: NULL) to the caller's
- * buffer of `size`; load makes a new cache of the same options from them, for the caller to destroy. A buffer that is
- * damaged gives TFM_FORMAT. The keys and values of a cache made in a measurement are saved as zeros. */
+ * buffer of `size`; load makes a new cache of the same options from them, for the caller to destroy. A buffer whose
+ * header does not fit it gives TFM_FORMAT; values are not checked. The keys and values of a cache made in a measurement
+ * are saved as zeros. */
 TFM_API int64_t tfm_cache_saved_size(const tfm_cache *cache);
 TFM_API TFM_CHECK tfm_status tfm_cache_save(tfm_ctx *c, const tfm_cache *cache, void *buffer, int64_t size);
 TFM_API tfm_cache *tfm_cache_load(tfm_ctx *c, const void *buffer, int64_t size);
@@ -761,7 +772,7 @@ TFM_API void tfm_params_destroy(tfm_params *p);                /* after everythi
  * layer's init therefore binds to parameters that were loaded before it. */
 TFM_API tfm_tensor *tfm_params_add(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape);
 /* Memory of the caller (flash, a mapped file, an array in the program; aligned to the element) as a parameter, no
- * copy. It must outlive p. */
+ * copy. It must outlive p. A name that exists already is an error. */
 TFM_API tfm_tensor *tfm_params_wrap(tfm_ctx *c, tfm_params *p, const char *name, int dtype, tfm_shape shape,
                                     const void *data);
 /* By name, or by index in the order in which they were added; NULL: there is none. These set no error. */
@@ -769,7 +780,7 @@ TFM_API tfm_tensor *tfm_params_find(const tfm_params *p, const char *name);
 TFM_API int64_t tfm_params_count(const tfm_params *p);
 TFM_API const char *tfm_params_name(const tfm_params *p, int64_t index);
 TFM_API tfm_tensor *tfm_params_at(const tfm_params *p, int64_t index);
-TFM_API int64_t tfm_params_bytes(const tfm_params *p);         /* bytes of all elements, wrapped and mapped ones too */
+TFM_API int64_t tfm_params_bytes(const tfm_params *p);         /* of all elements: wrapped, mapped, padding of packed */
 /* 1: an init that meets a name which is not there fails instead of making it (after loading a trained model). Only
  * "alibi_slopes", which are constants, are made all the same. */
 TFM_API void tfm_params_strict(tfm_params *p, int on);
@@ -777,7 +788,7 @@ TFM_API void tfm_params_strict(tfm_params *p, int on);
  * the inits. Same bits, faster. Their `data` is NULL then and views of them dangle; tfm_linear, tfm_embedding, tfm_get
  * and copies (tfm_clone, tfm_read, ...) still read them, tfm_params_write_begin gives the plain form back. A matrix
  * stays plain where padding to 16 rows would cost more than 10 % and 4 KiB, or where it requires gradients. Wrapped
- * memory is copied. What is packed for the first time shares blocks of up to 32 MB (memory_limit allowing), which go
+ * memory is copied. What is packed for the first time shares blocks of up to 32 MiB (memory_limit allowing), which go
  * back with the last one in them. Writers and readers of other threads must be done. */
 TFM_API TFM_CHECK tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p);
 /* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed, copied when it was
@@ -841,7 +852,7 @@ typedef struct tfm_rope {
     int64_t original_length;           /* length the model was trained at (YaRN, Llama-3) */
     float low_frequency, high_frequency;  /* Llama-3: 0 = 1 and 4; low <= high */
     float beta_fast, beta_slow;        /* YaRN: 0 = 32 and 1; fast >= slow */
-    float attention_factor;            /* YaRN: 0 = 0.1 ln(factor) + 1 */
+    float attention_factor;            /* YaRN: 0 = 0.1 ln(factor) + 1; 1 for factor <= 1 */
 } tfm_rope;
 /* x (B, H, L, d): rotates pairs by their angle at position start + l, or positions[b][l] ((L) or (B, L), i64/i32; NULL:
  * start) (RoPE, Su et al. 2021; angles in double). rope NULL: plain. */
@@ -923,7 +934,8 @@ TFM_API TFM_CHECK tfm_status tfm_mha_memory(tfm_ctx *c, const tfm_mha *layer, co
                                             const tfm_tensor *value, tfm_cache *memory, int64_t index,
                                             const tfm_tensor *counts);
 
-typedef struct tfm_block_config {      /* one encoder or decoder layer; zero = nn.TransformerEncoderLayer's defaults */
+/* One encoder or decoder layer; zero = nn.TransformerEncoderLayer's defaults, without dropout. */
+typedef struct tfm_block_config {
     int norm_first;                    /* 0: post-norm (the paper), 1: pre-norm */
     int norm;                          /* TFM_LAYER_NORM, TFM_RMS_NORM */
     int activation;                    /* 0: ReLU */
@@ -1182,7 +1194,8 @@ typedef struct tfm_generate_options {
 /* Feeds each row its prompt (1 id or more) behind what the session holds, then id after id until each row has a reason
  * to stop. prompts and out have `count` entries, as many as the session has rows. Each row has the bits of running
  * alone. options NULL: greedy, until the session is full. The last id of a row is chosen but not fed, so a session can
- * go on with it; tfm_session_reset begins anew. After an error, out holds what was there. */
+ * go on with it; tfm_session_reset begins anew. Refused arguments leave out alone; after a later error it holds the
+ * ids so far, without text, and reason means nothing. */
 TFM_API TFM_CHECK tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                           const tfm_generate_options *options, tfm_sequence *out);
 
@@ -1200,7 +1213,7 @@ typedef struct tfm_beam_options {
  * 2016); the session's batch is count x beams, encoded (tfm_session_encode) with each source repeated `beams` times, or
  * forked so. out: count x n_best, best first; n_best is at most beams; a place that no sequence took has count 0 and
  * score -inf. It goes on from what the session holds, and leaves rows of abandoned beams in it: encode or reset before
- * the next search. */
+ * the next search. options NULL: every default. */
 TFM_API TFM_CHECK tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                              const tfm_beam_options *options, tfm_sequence *out);
 #endif /* TFM_NO_GENERATION */
@@ -1243,10 +1256,10 @@ typedef struct tfm_load_options {
     /* 1: do not pack (tfm_params_prepare) after loading. Only what an init has marked before is packed: when the inits
      * come after the load, call tfm_params_prepare behind them */
     int plain;
-    int cast;                          /* 1: convert weight matrices to dtype */
+    int cast;                          /* 1: convert all weight matrices of the store to dtype */
     int dtype;
     const tfm_rule *rules; int64_t rule_count;
-    const char *prefix;                /* put before every name */
+    const char *prefix;                /* put before every name, with a '.' between */
 } tfm_load_options;
 /* Puts every tensor of the file into the store under its (ruled) name: into a parameter that exists already its values
  * (shape must agree, floats are converted), else as a new one, without a copy where the file's bytes can be used as
@@ -1267,7 +1280,8 @@ TFM_API TFM_CHECK tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params
 TFM_API TFM_CHECK tfm_status tfm_params_load(tfm_ctx *c, tfm_params *p, const char *path,
                                              const tfm_load_options *options);
 /* safetensors of a store, or of `count` named tensors of any strides. Atomic: a new file takes the old one's place.
- * What stands there and is no regular file (a pipe, a device) stays: TFM_IO. */
+ * What stands there and is no regular file (a pipe, a device) stays: TFM_IO. A symbolic link is replaced, not
+ * followed. */
 TFM_API TFM_CHECK tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *path);
 TFM_API TFM_CHECK tfm_status tfm_save_tensors(tfm_ctx *c, const char *path, const char *const *names,
                                               const tfm_tensor *const *tensors, int64_t count);
@@ -1290,7 +1304,8 @@ TFM_API TFM_CHECK tfm_status tfm_llama2c_load_memory(tfm_ctx *c, tfm_params *p, 
 /* Its tokenizer file; vocab = the model's vocabulary size. All tokenizers copy what they need, outlive the context and
  * belong to the caller; any number of threads may read one. */
 TFM_API tfm_tokenizer *tfm_tokenizer_llama2c_memory(tfm_ctx *c, const void *data, int64_t size, int64_t vocab);
-/* One token a line, the line number is the id. Texts are split at spaces. unknown: id for other words, -1: an error. */
+/* One token a line (without '\r'), the line number from 0 is the id, of equal lines the first. Texts are split at
+ * spaces. unknown: id for other words, -1: an error. */
 TFM_API tfm_tokenizer *tfm_tokenizer_lines_memory(tfm_ctx *c, const void *data, int64_t size, int64_t unknown);
 #if !defined(TFM_NO_STDIO) && !defined(TFM_NO_FILES)
 /* The same from files. */
@@ -13699,7 +13714,7 @@ TFM_API tfm_tensor *tfm_weighted_pool(tfm_ctx *c, const tfm_tensor *x, const tfm
 
 /* -- key/value cache -----------------------------------------------------------------------------------------------
  *
- *  Keys lie as attention's tiles want them, panels [ceil(capacity / 16)][key_size][16], values row-major
+ *  Keys lie as attention's tiles want them, panels [key / 64][key_size][64], values [key / 128][column / 64][128][64]
  *  [capacity][value_size]; one of each by layer, batch row and head. Positions past a row's length hold anything:
  *  attention never lets them in, but the rest of a panel that an append begins is zeroed, so that nothing undefined is
  *  computed with.
