@@ -298,9 +298,10 @@ help:
 	@echo 'make test-mini   the same without Criterion'
 	@echo 'make bench       the benchmark (BENCH="matmul --shape 512,512,512 --isa avx2" for one op)'
 	@echo 'make bench-peers the same shapes with other libraries (installs what it needs; PEERS="--threads 2 --only attention")'
+	@echo 'make bench-report its table and plots again; bench-readme: README'"'"'s anew'
 	@echo 'make check-speed no op has lost speed: floors of shares of the measured peak'
 	@echo 'make neon-report what the NEON kernels should reach, by llvm-mca'
 	@echo 'make check       the long matrix; its parts:'
 	@echo '                 $(CHECKS:%=check-%)' | fold -s -w 100
-	@echo 'make install     the header and a pkg-config file (PREFIX=$(PREFIX), DESTDIR=)'
+	@echo 'make install     the header and a pkg-config file (PREFIX=$(PREFIX), DESTDIR=); make uninstall removes them'
 	@echo 'make clean       removes build/'
