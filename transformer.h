@@ -349,7 +349,8 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
  * as if nothing had run before; without the store's records, a few hundred bytes a parameter, and without the panels
  * that tfm_params_prepare fills before the plain form goes, 32 MiB or one weight at a time). Any model code can be
  * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
- * made in between have sizes but no values, and are of use until measure_end only. A measurement cannot be nested. */
+ * made in between have sizes but no values, and are of use until measure_end only. Rows of a profile are not counted. A
+ * measurement cannot be nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
@@ -9155,7 +9156,9 @@ static tfm_tensor *tfm__wrap_checked(tfm_ctx *c, int op, int dtype, tfm_shape sh
         }
     }
     y = tfm__wrap(c, dtype, shape.ndim, shape.dim, data);
-    for (i = 0; y && strided && numel && i < shape.ndim; ++i) y->stride[i] = stride[i];
+    for (i = 0; y && strided && numel && i < shape.ndim; ++i) {
+        if (shape.dim[i] > 1) y->stride[i] = stride[i]; /* a size of 1 may come with any, which ops would multiply */
+    }
     return tfm__leave(&o, y);
 }
 
@@ -9295,11 +9298,13 @@ static tfm_tensor *tfm__reshaped(tfm__op *o, const tfm_tensor *t, const tfm__geo
 static tfm_tensor *tfm__reshape_op(tfm_ctx *c, int op, const tfm_tensor *t, tfm_shape shape, int may_copy) {
     tfm__op o;
     tfm__geometry g;
+    int64_t numel;
     if (!tfm__enter(c, &o, op, 1, t)) return NULL;
     if (shape.ndim < 0 || shape.ndim > TFM_MAX_DIMS) {
         return tfm__reject(&o, "a shape has 0 to %d sizes, this one %d", TFM_MAX_DIMS, shape.ndim);
     }
     if (!tfm__infer_shape(&o, t, &shape)) return NULL;
+    if (!tfm__shape_check(c, tfm__op_name(&o), t->dtype, shape.ndim, shape.dim, &numel)) return tfm__leave(&o, NULL);
     g = tfm__geometry_of(t);
     return tfm__reshaped(&o, t, &g, shape.ndim, shape.dim, may_copy);
 }
@@ -9466,6 +9471,7 @@ TFM_API tfm_tensor *tfm_unsqueeze(tfm_ctx *c, const tfm_tensor *t, int dim) {
 TFM_API tfm_tensor *tfm_split_heads(tfm_ctx *c, const tfm_tensor *t, int64_t heads) {
     tfm__op o;
     tfm__geometry g;
+    int64_t numel;
     int last;
     if (!tfm__enter(c, &o, TFM__OP_SPLIT_HEADS, 1, t)) return NULL;
     last = t->ndim - 1;
@@ -9477,6 +9483,7 @@ TFM_API tfm_tensor *tfm_split_heads(tfm_ctx *c, const tfm_tensor *t, int64_t hea
     g.shape[last] /= heads;
     tfm__geometry_insert(&g, last, heads, g.shape[last] * g.stride[last]);
     tfm__geometry_swap(&g, last - 1, last); /* (B, L, H, d) -> (B, H, L, d) */
+    if (!tfm__shape_check(c, tfm__op_name(&o), t->dtype, g.ndim, g.shape, &numel)) return tfm__leave(&o, NULL);
     o.number[0] = heads;
     return tfm__leave_view(&o, t, &g);
 }
@@ -11205,6 +11212,10 @@ static int tfm__norm_lanes(tfm__op *o, tfm__norming *a) {
     return tfm__lanes_get(o, &a->lanes, tfm__min64(size, INT64_MAX / 8) * (int64_t)sizeof(float));
 }
 
+static int tfm__norm_numbers(float eps, float weight_offset) {
+    return eps >= 0.0f && !tfm__isinf(eps) && !tfm__isnan(weight_offset) && !tfm__isinf(weight_offset);
+}
+
 static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const tfm_tensor *weight,
                                 const tfm_tensor *bias, const tfm_norm_options *options) {
     static const tfm_norm_options none = {0.0f, 0.0f, 0, NULL, NULL, NULL, NULL};
@@ -11227,7 +11238,7 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
     dims = weight ? weight->ndim : bias ? bias->ndim : with->normalized_dims > 0 ? with->normalized_dims : 1;
     if (dims < 1 || dims > x->ndim || with->normalized_dims < 0 ||
         (with->normalized_dims && with->normalized_dims != dims)) {
-        return tfm__reject(&o, "x is %s, weight is %s, normalized_dims is %d: expected 1 to %d dims",
+        return tfm__reject(&o, "x is %s, weight is %s, normalized_dims is %d: expected the same trailing dims, 1 to %d",
                            tfm__describe(&o, x), tfm__describe(&o, weight), with->normalized_dims, x->ndim);
     }
     if (!tfm__need_trailing(&o, "weight", weight, x, dims) || !tfm__need_trailing(&o, "bias", bias, x, dims)) {
@@ -11238,7 +11249,10 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
         return tfm__reject(&o, "x is %s, residual is %s: expected the same shape", tfm__describe(&o, x),
                            tfm__describe(&o, with->residual));
     }
-    if (!(with->eps >= 0.0f)) return tfm__reject(&o, "eps is %g, expected 0 (1e-5) or more", (double)with->eps);
+    if (!tfm__norm_numbers(with->eps, with->weight_offset)) {
+        return tfm__reject(&o, "eps is %g, weight_offset %g: expected finite numbers, eps 0 (1e-5) or more",
+                           (double)with->eps, (double)with->weight_offset);
+    }
     memcpy(shape, x->shape, sizeof(shape));
     for (i = x->ndim - dims; i < x->ndim; ++i) shape[i] = 1;
     y = tfm__result(&o, with->residual ? tfm__promote(x->dtype, with->residual->dtype) : x->dtype, x->ndim, x->shape);
@@ -16361,9 +16375,7 @@ static int tfm__norm_make(const tfm__maker *m, const char *prefix, int kind, int
 }
 
 static int tfm__norm_ok(tfm_ctx *c, const char *who, int kind, float eps, float weight_offset) {
-    if ((kind == TFM_LAYER_NORM || kind == TFM_RMS_NORM) && eps >= 0.0f && !tfm__isinf(eps) &&
-        !tfm__isnan(weight_offset) && !tfm__isinf(weight_offset))
-        return 1;
+    if ((kind == TFM_LAYER_NORM || kind == TFM_RMS_NORM) && tfm__norm_numbers(eps, weight_offset)) return 1;
     tfm__fail(c, TFM_INVALID,
               "%s: norm %d with eps %g and weight_offset %g: TFM_LAYER_NORM or TFM_RMS_NORM with finite numbers, "
               "eps >= 0, is expected",

@@ -717,7 +717,12 @@ Test(norm, impossible_ones_are_refused) {
     o.normalized_dims = 0;
     o.eps = -1;
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    o.eps = INFINITY;
+    assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
     o.eps = 0;
+    o.weight_offset = NAN;
+    assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    o.weight_offset = 0;
     o.residual = tfm_ones(c, TFM_SHAPE(8));
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
     assert_shape(c, tfm_layer_norm(c, tfm_ones(c, TFM_SHAPE(0, 8)), NULL, NULL, NULL), TFM_SHAPE(0, 8));

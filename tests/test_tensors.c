@@ -184,6 +184,7 @@ Test(views, a_transposed_copy_has_every_element_in_its_place) {
 }
 
 Test(view, reshape_is_a_view_where_strides_allow_it) {
+    const int64_t huge = (int64_t)1 << 40;
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_zeros(c, TFM_SHAPE(4, 6, 5)), *cut = tfm_narrow(c, t, 1, 0, 2);
     tfm_tensor *joined = tfm_reshape(c, cut, TFM_SHAPE(4, 10)), *split = tfm_view(c, t, TFM_SHAPE(2, 2, -1, 5));
@@ -197,6 +198,9 @@ Test(view, reshape_is_a_view_where_strides_allow_it) {
     assert_refused(c, tfm_reshape(c, t, TFM_SHAPE(5)), TFM_INVALID);
     assert_shape(c, tfm_reshape(c, tfm_zeros(c, TFM_SHAPE(1)), scalar_shape()), scalar_shape());
     assert_shape(c, tfm_reshape(c, tfm_zeros(c, TFM_SHAPE(0, 4)), TFM_SHAPE(2, 0, 9)), TFM_SHAPE(2, 0, 9));
+    assert_refused(c, tfm_reshape(c, tfm_zeros(c, TFM_SHAPE(0)), TFM_SHAPE(0, huge, huge)), TFM_INVALID);
+    assert_refused(c, tfm_view(c, tfm_zeros(c, TFM_SHAPE(0)), TFM_SHAPE(huge, 0, huge)), TFM_INVALID);
+    assert_refused(c, tfm_split_heads(c, tfm_zeros(c, TFM_SHAPE(1 << 25, 0)), huge), TFM_INVALID);
     tfm_destroy(c);
 }
 
@@ -389,6 +393,18 @@ Test(copy, into_a_layout_that_overlaps_itself_is_refused) {
         else assert_verb_refused(c, tfm_copy(c, t, tfm_full(c, TFM_F32, TFM_SHAPE(1), i)), TFM_INVALID);
     }
     tfm_destroy(c);
+}
+
+Test(creation, the_stride_of_a_size_of_1_is_of_no_use) {
+    static const int64_t row[3] = {8, INT64_MAX, 1}, column[2] = {INT64_MAX, 1};
+    static float data[16], weight[40];
+    TEST_EACH_ISA(c, 1) {
+        const tfm_tensor *t = tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(2, 1, 8), row, data);
+        const tfm_tensor *one = tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(1, 40), column, weight);
+        assert_made(c, tfm_layer_norm(c, t, NULL, NULL, NULL)); /* under UBSan: no product with it overflows */
+        assert_made(c, tfm_matmul(c, tfm_ones(c, TFM_SHAPE(3, 1)), one));
+        cr_expect(t->stride[1] < INT64_MAX && one->stride[0] < INT64_MAX);
+    }
 }
 
 Test(view, of_an_empty_tensor_with_strides_beyond_memory) {
