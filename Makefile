@@ -239,7 +239,7 @@ check-fuzz: $(FUZZERS:%=check-fuzz-%)
 
 # Only what has threads in it: the rest would run serially under the sanitizer.
 TSAN := clang -O1 -g -fsanitize=thread
-TSAN_TESTS ?= threads* determinism* */*thread* */*parallel* */*cancel*
+TSAN_TESTS ?= threads* */*thread* */*parallel* */*cancel*
 $(eval $(call objects,tsan-objects,$(TSAN) $(MINI)))
 $(eval $(call configuration,tsan,tsan-objects,$(TSAN),$(MINI),,,1))
 check-tsan: build/tsan/$(PROGRAM)

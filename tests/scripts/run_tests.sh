@@ -6,7 +6,8 @@ label=$1 program=$2 runner=$3
 shift 3
 directory=$(dirname "$program")
 case $program in *.exe) suffix=.exe ;; *) suffix= ;; esac
-isas=$($runner "$directory/isas$suffix" | tr -d '\r') || exit 1
+isas=$($runner "$directory/isas$suffix") || { echo "$label: 0 passed, 1 failed (isas)"; exit 1; }
+isas=$(echo "$isas" | tr -d '\r') # by itself: a pipe has the status of its end
 case $TFM_ISAS in
 '') ;;
 best) isas=$(echo "$isas" | tail -n 1) ;;
