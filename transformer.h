@@ -1408,7 +1408,8 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #define TFM__LINUX 0
 #endif
 
-/* Without 64-bit atomics of the machine itself (they would need -latomic) everything runs on the caller's thread. */
+/* Without 64-bit atomics of the machine itself (they would need -latomic) everything runs on the caller's thread, also
+ * with a parallel_for of the user's. */
 #if defined(_MSC_VER) || defined(__GCC_HAVE_SYNC_COMPARE_AND_SWAP_8)
 #define TFM__ATOMICS 1
 #else
@@ -7070,7 +7071,7 @@ static int tfm__pool_create(tfm_ctx *c, double spin) {
     if (!c->options.parallel_for) c->threads = p->workers + 1;
 #else
     (void)spin;
-    if (!c->options.parallel_for) c->threads = 1;
+    if (!c->options.parallel_for || !TFM__ATOMICS) c->threads = 1; /* a loop on more threads needs atomics, too */
 #endif
     return 1;
 }
