@@ -171,6 +171,45 @@ Test(transformer, every_kind_and_position_same_bits_packed_threaded_alone) {
         }
 }
 
+/* A model's own ALiBi slopes and T5 tables say what a caller of a model without positions can say with a mask. */
+Test(transformer, slopes_and_relative_tables_are_those_of_a_mask) {
+    static const char *const names[2] = {"m.encoder.relative_bias", "m.decoder.relative_bias"};
+    tfm_ctx *c = context_of(1);
+    int kind, position, side;
+    for (kind = 0; kind < 3; kind++)
+        for (position = TFM_POSITION_ALIBI; position <= TFM_POSITION_RELATIVE; position++) {
+            tfm_params *p = tfm_params_create(c);
+            tfm_transformer_config g = small(kind, position);
+            tfm_transformer t, none;
+            tfm_transformer_options o;
+            tfm_mask *masks[2];
+            tfm_tensor *source = kind == TFM_DECODER_ONLY ? NULL : some_ids(c, 2, 19, 30, 1);
+            tfm_tensor *target = kind == TFM_ENCODER_ONLY ? NULL : some_ids(c, 2, 15, 35, 2), *y;
+            memset(&o, 0, sizeof o);
+            masks[0] = &o.source_mask;
+            masks[1] = &o.target_mask;
+            g.relative_buckets = 8;
+            g.relative_max_distance = 11; /* neither is the default */
+            assert_ok(c, tfm_transformer_init(c, p, "m", &g, &t));
+            g.position = TFM_POSITION_NONE;
+            assert_ok(c, tfm_transformer_init(c, p, "m", &g, &none));
+            for (side = 0; side < 2; side++) {
+                if (position == TFM_POSITION_ALIBI) masks[side]->alibi_slopes = tfm_alibi_slopes(c, 4);
+                if (!tfm_params_find(p, names[side])) continue;
+                set_param(c, p, names[side], some(c, TFM_SHAPE(8, 4), 3 + (uint64_t)side));
+                masks[side]->relative_bias = tfm_params_find(p, names[side]);
+                masks[side]->relative_max_distance = 11;
+                masks[side]->relative_one_way = side;
+            }
+            y = tfm_transformer_forward(c, &t, source, target, NULL);
+            assert_same_values(c, y, tfm_transformer_forward(c, &none, source, target, &o));
+            cr_assert(test_first_difference(y->data, tfm_transformer_forward(c, &none, source, target, NULL)->data,
+                                            tfm_numel(y) * 4) >= 0, "kind %d position %d: unused", kind, position);
+            tfm_params_destroy(p);
+        }
+    tfm_destroy(c);
+}
+
 /* A decoder's past does not depend on its future: the first logits of a longer sequence are those of a shorter one. */
 Test(transformer, decoders_are_causal) {
     tfm_ctx *c = context_of(1);
@@ -382,12 +421,17 @@ Test(transformer, wrong_inputs_are_refused_with_reasons) {
     tfm_clear(c);
     o.output = TFM_OUTPUT_SOFTMAX; /* there is no head */
     assert_refused(c, tfm_transformer_forward(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o), TFM_INVALID);
+    o.output = TFM_OUTPUT_LOG_SOFTMAX;
+    assert_refused(c, tfm_transformer_forward(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o), TFM_INVALID);
     o.output = 9;
     assert_refused(c, tfm_transformer_forward(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o), TFM_INVALID);
     g = small(TFM_DECODER_ONLY, TFM_POSITION_NONE);
     assert_ok(c, tfm_transformer_init(c, p, "d", &g, &t));
     cr_assert_null(tfm_transformer_decode(c, &t, some_ids(c, 1, 2, 30, 1), NULL, &o));
     assert_error_says(c, "tfm_transformer_decode: output 9");
+    tfm_clear(c);
+    cr_assert_null(tfm_transformer_encode(c, &t, some_ids(c, 1, 2, 30, 1), NULL));
+    assert_error_says(c, "a decoder-only model has no encoder");
     tfm_clear(c);
     tfm_params_destroy(p);
     tfm_destroy(c);
