@@ -218,6 +218,9 @@ Test(session, a_feed_that_fails_changes_nothing) {
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 4), NULL), TFM_INVALID); /* row 1 has 3 of 6 */
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 4), counts_of(u.c, wrong, 2)), TFM_INVALID);
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 4), counts_of(u.c, negative, 2)), TFM_INVALID);
+    cr_assert_null(tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 2), counts_of(u.c, counts, 2))); /* 3 of 2 ids */
+    cr_assert(strstr(tfm_error(u.c), "tfm_session_feed: counts[1] is 3") != NULL, "%s", tfm_error(u.c));
+    tfm_clear(u.c);
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 4, 2), NULL), TFM_INVALID);
     assert_refused(u.c, tfm_session_feed(u.c, s, NULL, NULL), TFM_INVALID);
     ids[1] = VOCAB;
@@ -516,7 +519,7 @@ static void raise_last(void *user, int64_t row, float *logits, int64_t vocab) {
 
 Test(sampling, penalties_bias_and_callback) {
     static const float x[4] = {2, 1.9f, -1, -1.1f};
-    static const int64_t ids[5] = {1, 0, 0, 2, 77}, bias_ids[1] = {3}, ban[3] = {0, 1, 3};
+    static const int64_t ids[5] = {1, 0, 0, 2, 4 /* none of the logits */}, bias_ids[1] = {3}, ban[3] = {0, 1, 3};
     static const float bias[1] = {3.5f};
     float seen[2];
     tfm_ctx *c = context();
@@ -1450,7 +1453,7 @@ Test(beam, equals_the_plain_search_prompt_by_prompt) {
         int kind;
         for (kind = TFM_LENGTH_NONE; kind <= TFM_LENGTH_POWER; kind++) {
             tfm_session *s = session_of(&u, PROMPTS * beams, 24);
-            tfm_sequence out[PROMPTS * 5];
+            tfm_sequence out[PROMPTS * 5], best[PROMPTS];
             tfm_beam_options o;
             int64_t prompt, i;
             memset(&o, 0, sizeof o);
@@ -1464,11 +1467,15 @@ Test(beam, equals_the_plain_search_prompt_by_prompt) {
             o.banned = &ban;
             o.banned_count = 1;
             assert_ok(u.c, tfm_beam_search(u.c, s, prompts, PROMPTS, &o, out));
+            o.n_best = 1; /* the first that finishes need not stay the best */
+            tfm_session_reset(s);
+            assert_ok(u.c, tfm_beam_search(u.c, s, prompts, PROMPTS, &o, best));
             for (prompt = 0; prompt < PROMPTS; prompt++) {
                 hypothesis done[64];
                 const int64_t count = search_plainly(&u, &prompts[prompt], &o, done);
                 cr_assert_geq(count, beams);
                 for (i = 0; i < beams; i++) expect_hypothesis(&out[prompt * beams + i], &done[i], "plain", i);
+                expect_hypothesis(&best[prompt], &done[0], "one of the beams", 0);
             }
             tfm_session_destroy(s);
         }
