@@ -44,6 +44,11 @@ static tfm_tensor *part(tfm_ctx *c, const tfm_tensor *t, int64_t start, int64_t 
     return tfm_narrow(c, t, 2, start, length);
 }
 
+/* The same numbers, the last dim strided. */
+static tfm_tensor *in_columns(tfm_ctx *c, const tfm_tensor *t) {
+    return tfm_transpose(c, tfm_contiguous(c, tfm_transpose(c, t, 2, 3)), 2, 3);
+}
+
 /* Feeds positions [0, L) in the given pieces and writes all outputs, contiguous (B, H, L, DV). */
 static void feed(tfm_ctx *c, tfm_cache *cache, const inputs *x, int64_t L, int64_t piece, float *out) {
     const tfm_attention_options o = causal(TFM_CAUSAL_BOTTOM_RIGHT);
@@ -93,6 +98,32 @@ Test(cache, same_bits_whole_in_chunks_token_by_token_and_without_a_cache) {
         }
     }
     free(got);
+}
+
+/* Keys and values of another dtype and of any strides are rounded to the cache's on the way in. */
+Test(cache, what_comes_in_is_cast_and_may_have_any_strides) {
+    static const int dtypes[3] = {TFM_F32, TFM_F16, TFM_BF16};
+    const int64_t L = 21;
+    int from, to;
+    EACH_ISA_AND_SIZE(c, 1) {
+        for (from = 0; from < 3; from++)
+            for (to = 0; to < 3; to++) {
+                const tfm_cache_options g = geometry(dtypes[to], L);
+                tfm_cache *cache = tfm_cache_create(c, &g);
+                const inputs x = make_inputs(c, L, dtypes[from]);
+                const tfm_tensor *q = tfm_cast(c, x.q, dtypes[to]), *cached, *expected;
+                assert_ok(c, tfm_cache_append(c, cache, 1, in_columns(c, part(c, x.k, 0, 4)),
+                                              in_columns(c, part(c, x.v, 0, 4)), NULL));
+                assert_ok(c, tfm_cache_append(c, cache, 1, part(c, x.k, 4, L - 4), part(c, x.v, 4, L - 4), NULL));
+                cached = tfm_attention_cached(c, q, cache, 1, NULL);
+                expected = tfm_attention(c, q, tfm_cast(c, x.k, dtypes[to]), tfm_cast(c, x.v, dtypes[to]), NULL);
+                assert_made(c, cached);
+                assert_made(c, expected);
+                cr_assert_eq(cached->dtype, expected->dtype);
+                assert_same_bytes(cached->data, expected->data, tfm_numel(expected) * tfm_dtype_size(expected->dtype));
+                tfm_cache_destroy(cache);
+            }
+    }
 }
 
 /* Across a super-block's edge, on several threads: a long prompt and one more query. */
