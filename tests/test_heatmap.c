@@ -183,6 +183,9 @@ Test(heatmap, terminal_rows_line_up_whatever_the_script) {
     text = tfm_heatmap_text(c, pattern(c, 5, 5), &o);
     cr_assert_eq(count_of(text, "\x1b[48;5;"), 30); /* and the legend's five */
     cr_assert_eq(count_of(text, "\x1b[0m"), 6);
+    o.title = "Layer 3";
+    text = tfm_heatmap_text(c, pattern(c, 5, 5), &o);
+    cr_assert(text && !strncmp(text, "Layer 3\n", 8), "%s", text ? text : tfm_error(c));
     tfm_destroy(c);
 }
 

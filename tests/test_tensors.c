@@ -142,6 +142,7 @@ Test(view, geometry_of_each_kind) {
     assert_elements(c, tfm_transpose(c, t, 0, -1), 6, transposed);
     assert_elements(c, tfm_permute(c, t, TFM_SHAPE(-1, 0)), 6, permuted);
     assert_elements(c, tfm_slice(c, t, 1, 1, INT64_MAX, 2), 2, sliced);
+    assert_elements(c, tfm_slice(c, t, 1, 1, 2, 1), 2, sliced);
     assert_elements(c, tfm_select(c, t, 1, -2), 2, sliced);
     assert_elements(c, tfm_narrow(c, t, -1, 1, 1), 2, sliced);
     assert_elements(c,
