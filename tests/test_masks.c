@@ -71,7 +71,7 @@ Test(masks, lengths_segments_and_matrices_cut_keys_out) {
     static const unsigned char bytes[4] = {1, 0, 200, 1}; /* any byte but 0 is true */
     static const float bias[4] = {0, -1.0f / 0.0f, 0, 0};
     tfm_ctx *c = tfm_create(NULL);
-    tfm_tensor *t = tfm_wrap(c, TFM_BOOL, TFM_SHAPE(4), (void *) (uintptr_t) bytes);
+    tfm_tensor *t = tfm_wrap(c, TFM_BOOL, TFM_SHAPE(4), (void *) (uintptr_t) bytes), *relative;
     tfm_mask m = tfm_mask_padding(reference_ids(c, 1, &two));
     check_rows(c, &m, 2, 4, "1100" "1100");
     m = no_mask();
@@ -92,6 +92,10 @@ Test(masks, lengths_segments_and_matrices_cut_keys_out) {
     check_rows(c, &m, 1, 4, "1011");
     m = tfm_mask_additive(tfm_from(c, TFM_F32, TFM_SHAPE(4), bias));
     check_rows(c, &m, 2, 4, "1011" "1011");
+    m.relative_bias = relative = tfm_zeros(c, TFM_SHAPE(32, 1));
+    assert_made(c, relative);
+    ((float *) relative->data)[tfm_relative_bucket(1, 32, 128, 0)] = (float) NAN;
+    check_rows(c, &m, 1, 4, "1011"); /* -inf takes key 1 out, whatever else is added there */
     m.ignore = t;
     check_rows(c, &m, 1, 4, "0000");
     tfm_destroy(c);
