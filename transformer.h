@@ -1066,9 +1066,9 @@ typedef struct tfm_transformer_options {
      * layer: call the layers one by one, or tfm_mha_forward */
     tfm_tensor **weights;
 } tfm_transformer_options;
-/* source, target: ids (B, L) i64/i32, or (B, L, features) f32. Encoder-only: target NULL. Decoder-only: source NULL.
- * Returns (B, L, outputs); without a head (B, L, d_model). options NULL: causal target, logits. The whole sequence is
- * computed each time: to generate, use a session. */
+/* source, target: ids (B, L) i64/i32, or (B, L, features) f32, f16 or bf16. Encoder-only: target NULL. Decoder-only:
+ * source NULL. Returns (B, L, outputs); without a head (B, L, d_model). options NULL: causal target, logits. The whole
+ * sequence is computed each time: to generate, use a session. */
 TFM_API tfm_tensor *tfm_transformer_forward(tfm_ctx *c, const tfm_transformer *model, const tfm_tensor *source,
                                             const tfm_tensor *target, const tfm_transformer_options *options);
 /* The two halves of forward. encode: source to memory (B, Ls, d_model), which is an encoder-only model's output before
@@ -18197,12 +18197,12 @@ static void tfm__feed_undo(tfm_session *s) {
 /* Zeros for the logits of ids that are not there: rows (B * per_row, outputs), of which the first counts[b] of each
  * b are real. */
 static void tfm__feed_clear(const tfm_ctx *c, tfm_tensor *logits, const tfm_session *s, int64_t per_row, int whole) {
-    const int64_t n = logits->shape[logits->ndim - 1];
+    const int64_t bytes = logits->shape[logits->ndim - 1] * tfm_dtype_size(logits->dtype);
     int64_t b, i;
     for (b = 0; b < s->batch && !c->dry; b++)
         for (i = whole ? s->index[b] + 1 : 0; i < per_row; i++)
             if (whole || s->index[b] < 0)
-                memset((float *)logits->data + (b * per_row + i) * n, 0, (size_t)n * sizeof(float));
+                memset((char *)logits->data + (b * per_row + i) * bytes, 0, (size_t)bytes);
 }
 
 static tfm_tensor *tfm__feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts, int whole) {

@@ -174,6 +174,55 @@ Test(session, rows_of_a_ragged_batch_have_the_bits_of_running_alone) {
     end(&u);
 }
 
+/* Features and parameters of halves give logits of halves: a row without positions becomes zeros, its neighbour keeps
+ * its bits. */
+Test(session, rows_of_halves_are_cleared_by_their_own_size) {
+    enum { FEATURES = 8, OUTPUTS = 64, LENGTH = 2, ALL = LENGTH * OUTPUTS };
+    static const int64_t counts[2][2] = {{0, LENGTH}, {LENGTH, LENGTH}};
+    static const float zeros[ALL] = {0};
+    int dtype, i;
+    for (dtype = TFM_F32; dtype <= TFM_BF16; dtype++) {
+        setup u = begin_batch(1);
+        tfm_transformer_config g;
+        tfm_session_options o;
+        tfm_tensor *x, *last;
+        float row[2][2][ALL]; /* with a first row of 0 positions and of all; first row, second row */
+        memset(&g, 0, sizeof g);
+        g.kind = TFM_DECODER_ONLY;
+        g.target_features = FEATURES;
+        g.outputs = OUTPUTS;
+        g.decoder_layers = 1;
+        g.max_length = CAPACITY;
+        g.block.d_model = 16;
+        g.block.heads = 2;
+        g.block.d_ff = 16;
+        assert_ok(u.c, tfm_transformer_init(u.c, u.p, "features.", &g, &u.model));
+        assert_ok(u.c, tfm_params_cast(u.c, u.p, dtype));
+        memset(&o, 0, sizeof o);
+        o.batch = 2;
+        o.cache_dtype = dtype;
+        tfm_session_destroy(u.s);
+        u.s = tfm_session_create(u.c, &u.model, &o);
+        x = tfm_cast(u.c, tfm_randn(u.c, TFM_SHAPE(2, LENGTH, FEATURES)), dtype);
+        for (i = 0; i < 2; i++) {
+            tfm_tensor *all = tfm_session_feed_all(u.c, u.s, x, counts_of(u.c, counts[i], 2));
+            assert_made(u.c, all);
+            cr_assert_eq(all->dtype, dtype);
+            assert_ok(u.c, tfm_read(u.c, tfm_select(u.c, all, 0, 0), row[i][0], ALL));
+            assert_ok(u.c, tfm_read(u.c, tfm_select(u.c, all, 0, 1), row[i][1], ALL));
+            tfm_session_reset(u.s);
+        }
+        assert_same_bytes(zeros, row[0][0], sizeof zeros);
+        assert_same_bytes(row[1][1], row[0][1], sizeof zeros);
+        last = tfm_session_feed(u.c, u.s, x, counts_of(u.c, counts[0], 2));
+        assert_made(u.c, last);
+        assert_ok(u.c, tfm_read(u.c, last, row[0][0], ALL));
+        assert_same_bytes(zeros, row[0][0], OUTPUTS * sizeof(float));
+        assert_same_bytes(row[1][1] + OUTPUTS, row[0][0] + OUTPUTS, OUTPUTS * sizeof(float));
+        end(&u);
+    }
+}
+
 Test(session, truncate_reorder_fork) {
     static const int64_t swap[2] = {1, 0}, three[3] = {1, 1, 0};
     setup u = begin_batch(2);
