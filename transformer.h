@@ -392,6 +392,7 @@ struct tfm_tensor {
     struct tfm_tensor *next;
     struct tfm__node *node;          /* the op that made it, when recorded */
     const void *owner;               /* the context or parameter store it belongs to */
+    const uint64_t *writing;         /* of a view of a parameter: 2 lies there while it may be written */
 };
 enum { TFM_STRIDED = 0, TFM_PANELS = 1 };
 
@@ -468,7 +469,7 @@ TFM_API tfm_tensor *tfm_clone(tfm_ctx *c, const tfm_tensor *t);
 TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype);
 /* Writes into destination: broadcasts source to its shape and converts to its dtype; they may overlap. Refused are
  * recorded tensors, those whose elements share memory (expanded, or wrapped with strides too small), and parameters
- * outside tfm_params_write_begin / _end. */
+ * outside tfm_params_write_begin / _end, with their views. */
 TFM_API TFM_CHECK tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tensor *source);
 /* Joined along dim (cat), or along a new dim (stack): one dtype, or f32, f16, bf16 (mixed: f32); the other sizes
  * equal. */
@@ -793,7 +794,8 @@ TFM_API void tfm_params_strict(tfm_params *p, int on);
  * back with the last one in them. Writers and readers of other threads must be done. */
 TFM_API TFM_CHECK tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p);
 /* Brackets a write to a parameter: begin gives the plain tensor (unpacked when it was packed, copied when it was
- * wrapped), end allows packing again. Views made before dangle when the memory changed. */
+ * wrapped), end allows packing again. Views made before dangle when the memory changed, and are not for writing: make
+ * them in between. */
 TFM_API tfm_tensor *tfm_params_write_begin(tfm_ctx *c, tfm_params *p, const char *name);
 TFM_API TFM_CHECK tfm_status tfm_params_write_end(tfm_ctx *c, tfm_params *p, const char *name);
 /* Converts the parameters of two and more dims to f16, bf16 or f32; vectors keep their dtype. Packed ones stay packed.
@@ -8477,6 +8479,16 @@ TFM__UNUSED static tfm_tensor *tfm__tensor(tfm_ctx *c, int dtype, int ndim, cons
     return tfm__tensor_as(c, c->op ? tfm__op_name(c->op) : "tensor", dtype, ndim, shape);
 }
 
+static const uint64_t tfm__not_written = 1;
+
+/* Where it stands whether t may be written (2) when it is a parameter (its generation is 2 between
+ * tfm_params_write_begin and _end) or a view of one; NULL: neither. A view made at another time never may: its
+ * parameter may be gone while wrapped memory is there. */
+static const uint64_t *tfm__writing(const tfm_tensor *t) {
+    if (!tfm__is_parameter(t)) return t->writing;
+    return t->generation == 2 ? &t->generation : &tfm__not_written;
+}
+
 /* A header on base's memory, `offset` elements from its first. Inherits the dtype. */
 static tfm_tensor *tfm__view(tfm_ctx *c, const tfm_tensor *base, int ndim, const int64_t *shape, const int64_t *stride,
                              int64_t offset) {
@@ -8490,6 +8502,7 @@ static tfm_tensor *tfm__view(tfm_ctx *c, const tfm_tensor *base, int ndim, const
         t->stride[i] = stride[i];
     }
     t->data = tfm__sizes(ndim, shape) ? tfm__at(base, offset) : NULL;
+    t->writing = tfm__writing(base);
     return t;
 }
 
@@ -9533,12 +9546,14 @@ TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype) {
     return tfm__leave_copy(&o, t, dtype);
 }
 
-/* What tfm_copy and tfm_set may write: strided memory of the context, or of a parameter between tfm_params_write_begin
- * and _end (its generation is 2 then), that the tape does not read. */
+/* What tfm_copy and tfm_set may write: strided memory of the context, or of a parameter that is being written, that the
+ * tape does not read. */
 static int tfm__need_writable(tfm__op *o, const char *name, const tfm_tensor *t) {
+    const uint64_t *const writing = tfm__writing(t);
     int i, j;
-    if (t->layout != TFM_STRIDED || (tfm__is_parameter(t) && t->generation != 2)) {
-        tfm__reject(o, "%s is a parameter: write it between tfm_params_write_begin and tfm_params_write_end", name);
+    if (t->layout != TFM_STRIDED || (writing && *writing != 2)) {
+        tfm__reject(o, "%s is %s: take it and write it between tfm_params_write_begin and tfm_params_write_end", name,
+                    tfm__is_parameter(t) ? "a parameter" : "a view of a parameter");
         return 0;
     }
     for (i = 0; i < t->ndim && tfm_numel(t); ++i) {

@@ -159,6 +159,43 @@ Test(params, wrapped_memory_is_used_as_it_lies) {
     tfm_destroy(c);
 }
 
+/* Wrapped memory may be constant: a view of it is no way past the bracket. Neither is one that was made within it. */
+Test(params, a_view_is_written_within_the_bracket_only) {
+    static const float memory[4] = {1, 2, 3, 4};
+    static const int64_t first[1] = {0};
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_tensor *own = tfm_params_add(c, p, "own", TFM_F32, TFM_SHAPE(4)), *row, *tensors[3];
+    int i;
+    tensors[0] = tfm_narrow(c, own, 0, 1, 2);
+    tensors[1] = tfm_narrow(c, tfm_reshape(c, own, TFM_SHAPE(2, 2)), 0, 1, 1);
+    tensors[1] = tfm_reshape(c, tensors[1], TFM_SHAPE(2));
+    tensors[2] = tfm_narrow(c, tfm_params_wrap(c, p, "wrapped", TFM_F32, TFM_SHAPE(4), memory), 0, 1, 2);
+    for (i = 0; i < 3; i++) {
+        assert_made(c, tensors[i]);
+        assert_verb_refused(c, tfm_set(c, tensors[i], first, 5), TFM_INVALID);
+        assert_verb_refused(c, tfm_copy(c, tensors[i], tfm_ones(c, TFM_SHAPE(2))), TFM_INVALID);
+    }
+    cr_assert_eq(((const float *)own->data)[1], 0);
+    for (i = 0; i < 2; i++) {
+        const char *const name = i ? "wrapped" : "own";
+        tfm_tensor *t = tfm_params_write_begin(c, p, name);
+        assert_made(c, t);
+        row = tfm_narrow(c, tfm_narrow(c, t, 0, 1, 3), 0, 0, 2);
+        assert_made(c, row);
+        assert_ok(c, tfm_set(c, row, first, 5));
+        assert_ok(c, tfm_copy(c, row, tfm_full(c, TFM_F32, TFM_SHAPE(2), 6)));
+        assert_ok(c, tfm_params_write_end(c, p, name));
+        cr_assert_eq(((const float *)t->data)[2], 6);
+        assert_verb_refused(c, tfm_set(c, row, first, 7), TFM_INVALID);
+        cr_assert_eq(((const float *)t->data)[1], 6);
+    }
+    cr_assert_eq(memory[1], 2);
+    tfm_params_destroy(p);
+    assert_verb_refused(c, tfm_set(c, tensors[2], first, 5), TFM_INVALID);
+    tfm_destroy(c);
+}
+
 /* Linear, plain and packed: same bits, for every dtype of weights, every width, whole cache lines or not, and a row count
  * on both sides of the tile. */
 Test(params, packed_and_plain_give_the_same_bits) {
