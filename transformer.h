@@ -6420,6 +6420,8 @@ static const tfm__kernels TFM__FN(kernels) = {
 #undef v_abs
 #undef v_neg
 #undef v_round
+#undef v_swap
+#undef v_twice
 #undef v_copysign
 #undef v_scale2
 #undef v_grow_low

@@ -79,7 +79,7 @@ def white_space():
 def macros(define):
     source = "".join(f"#define {d}\n" for d in define) + f'#include "{header}"\n'
     out = output_of("gcc", "-I.", "-dM", "-E", "-x", "c", "-", input=source.encode())
-    return set(re.findall(r"^#define (TFM__\w+)", out, re.M))
+    return set(re.findall(r"^#define ((?:TFM__|tfm__|vi?_)\w+)", out, re.M))
 
 
 def private_macros():
