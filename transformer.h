@@ -7446,7 +7446,7 @@ TFM_API void tfm_measure_begin(tfm_ctx *c) {
 
 TFM_API tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out) {
     tfm_status status;
-    if (!c) return TFM_INVALID;
+    if (!c) return TFM_OOM;
     if (!tfm__acquire(c)) return TFM_BUSY;
     if (!c->dry) {
         tfm__fail(c, TFM_INVALID, "tfm_measure_end: tfm_measure_begin is missing");
@@ -17923,7 +17923,7 @@ TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *hea
  * NULL). */
 static TFM__UNUSED tfm_status tfm__verb_begin(tfm_ctx *c) {
     tfm_status status;
-    if (!c) return TFM_INVALID;
+    if (!c) return TFM_OOM;
     if (!tfm__acquire(c)) return TFM_BUSY;
     status = tfm__status(c);
     if (status) tfm__release(c);

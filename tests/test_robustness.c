@@ -14,6 +14,8 @@ typedef struct fixture {
     tfm_ctx *c, *other;
     int slot, target, bad, kinds;   /* the slot to spoil, with which badness; how many kinds that slot has */
     int failed;                     /* the call itself failed (NULL or a status) */
+    tfm_status status;              /* of a verb */
+    int no_context;                 /* the slot to spoil is the context's: it is NULL */
     int created; /* the objects that the case needs exist: a failure before that is no failure of the call */
 } fixture;
 
@@ -35,7 +37,11 @@ static int spoil(fixture *f, int kinds) {   /* -1: leave the slot alone, else th
     return f->bad;
 }
 
-static tfm_ctx *C(fixture *f) { return spoil(f, 1) == 0 ? NULL : f->c; }
+static tfm_ctx *C(fixture *f) {
+    if (spoil(f, 1) < 0) return f->c;
+    f->no_context = 1;
+    return NULL;
+}
 
 static tfm_tensor *tensor(tfm_ctx *c, int dtype, int ndim, const int64_t *dim) {
     tfm_tensor *t = tfm_full(c, dtype, tfm_shape_of(ndim, dim), 0);
@@ -103,7 +109,10 @@ static tfm_shape S(fixture *f, tfm_shape s) {
 }
 
 static void made(fixture *f, const void *p) { f->failed = p == NULL; }
-static void did(fixture *f, tfm_status s) { f->failed = s != TFM_OK; }
+static void did(fixture *f, tfm_status s) {
+    f->status = s;
+    f->failed = s != TFM_OK;
+}
 
 /* -- objects that calls work on ------------------------------------------------------------------------------------ */
 
@@ -1160,8 +1169,13 @@ static tfm_ctx *context(test_memory *m) {
 static void run(fixture *f, const test_case *t, int target, int bad) {
     tfm_marker mark = tfm_mark(f->c), other = tfm_mark(f->other);
     f->slot = 0; f->target = target; f->bad = bad; f->kinds = 0; f->failed = 0; f->created = 1;
+    f->status = TFM_OK;
+    f->no_context = 0;
     current = t->name;
     t->run(f);
+    /* as tfm_status_of says, unless another call failed; tfm_profile_get finds no row */
+    if (f->no_context && f->status != TFM_OK && !tfm_error(f->c)[0] && strcmp(t->name, "tfm_profile_get") != 0)
+        cr_assert(f->status == TFM_OOM, "%s: %s for a NULL context", t->name, tfm_status_name(f->status));
     if (f->failed && f->created && target >= 0) {
         /* the slot of the context itself leaves no error behind; every other failure has its sentence */
         int context_slot = f->kinds == 1 && tfm_error(f->c)[0] == 0;
