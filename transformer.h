@@ -1170,7 +1170,7 @@ TFM_API TFM_CHECK tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, co
 typedef struct tfm_prompt { int64_t count; const int64_t *ids; } tfm_prompt;
 enum { TFM_STOP_LENGTH = 0, TFM_STOP_ID = 1, TFM_STOP_STRING = 2, TFM_STOP_CALLBACK = 3, TFM_STOP_CAPACITY = 4 };
 typedef struct tfm_sequence {          /* memory of the arena */
-    int reason;                        /* TFM_STOP_* */
+    int reason;                        /* TFM_STOP_*; -1: tfm_generate failed before the row had one */
     int64_t count;                     /* generated ids, a stop id among them */
     int64_t *ids;
     float *log_probabilities;
@@ -18769,12 +18769,13 @@ TFM_API tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *pr
         || !tfm__generate_options_ok(c, g.o, g.vocab))
         return tfm__verb_end(c);
     memset(out, 0, (size_t)count * sizeof *out);
+    for (b = 0; b < count; b++) out[b].reason = -1;
     if (tfm__generator_new(&g, prompts) && tfm__generator_prompts(&g, prompts, g.o->prompt_chunk))
         tfm__generator_run(&g);
     for (b = 0; g.row && b < count; b++) {
         const tfm__stream *r = &g.row[b];
         if (!r->log_probabilities) continue;
-        out[b].reason = r->reason < 0 ? TFM_STOP_CALLBACK : r->reason;
+        out[b].reason = r->reason;
         out[b].count = r->count;
         out[b].ids = r->ids + r->prompt;
         out[b].log_probabilities = r->log_probabilities;

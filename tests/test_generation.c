@@ -1133,6 +1133,41 @@ Test(generate, learned_positions_bound_the_session) {
     end(&u);
 }
 
+/* Ends row 0, cancels all at row 1. */
+static int cancel_at_row_one(void *user, int64_t row, int64_t id, float log_probability, const char *piece,
+                             int64_t length) {
+    (void)id;
+    (void)log_probability;
+    (void)piece;
+    (void)length;
+    if (row == 1) tfm_cancel((tfm_ctx *)user);
+    return row == 0;
+}
+
+/* Row 0 was ended by the callback, row 1 by no reason there is. */
+Test(generate, a_row_that_an_error_cut_short_has_no_reason) {
+    static const int64_t too_many[CAPACITY + 1] = {0};
+    setup u = begin_batch(2);
+    tfm_prompt prompts[2];
+    tfm_sequence out[2];
+    tfm_generate_options o;
+    memset(&o, 0, sizeof o);
+    o.max_new = 5;
+    o.on_token = cancel_at_row_one;
+    o.user = u.c;
+    prompts[0].ids = prompts[1].ids = text;
+    prompts[0].count = prompts[1].count = 3;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 2, &o, out), TFM_CANCELLED);
+    cr_expect_eq(out[0].reason, TFM_STOP_CALLBACK);
+    cr_expect_eq(out[1].reason, -1);
+    cr_expect_eq(out[1].count, 1);
+    prompts[1].ids = too_many;
+    prompts[1].count = CAPACITY + 1;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out), TFM_INVALID);
+    cr_expect(out[0].reason == -1 && out[1].reason == -1);
+    end(&u);
+}
+
 Test(generate, needs_a_head) {
     setup u = begin_batch(1);
     tfm_params *p = tfm_params_create(u.c);
