@@ -8544,6 +8544,12 @@ static void *tfm__temporary(tfm__op *o, int64_t bytes) {
     return tfm__arena_alloc(o->c, bytes);
 }
 
+/* The same for `count` times `size` bytes; sizes beside an empty one may be larger than any memory. */
+static void *tfm__temporary_array(tfm__op *o, int64_t count, int64_t size) {
+    int64_t bytes;
+    return tfm__temporary(o, tfm__mul(count, size, &bytes) ? bytes : INT64_MAX);
+}
+
 /* Rows of working memory inside a task: the slot's own scratch where `bytes` fit, else a temporary for all slots. */
 typedef struct tfm__lanes {
     char *base;
@@ -12487,12 +12493,13 @@ static int tfm__mask_prepare(tfm__op *o, tfm__masking *m, const tfm_mask *mask, 
     tfm__mask_set_matrix(m, TFM__MASK_BIAS, mask->bias);
     m->lone_bias = mask->bias && m->matrices == 1 && !m->query_segments && !mask->alibi_slopes && !mask->relative_bias;
     for (i = 0; i < TFM__BLOCK_KEYS; ++i) m->ramp[i] = (float)i;
-    m->rows = (tfm__mask_row *)tfm__temporary(o, size[0] * (int64_t)sizeof(tfm__mask_row));
+    m->rows = (tfm__mask_row *)tfm__temporary_array(o, size[0], (int64_t)sizeof(tfm__mask_row));
     if (!m->rows) return 0;
-    if (mask->alibi_slopes && !(m->slopes = (float *)tfm__temporary(o, size[1] * floats))) return 0;
-    if (mask->sinks && !(m->sinks = (float *)tfm__temporary(o, size[1] * floats))) return 0;
-    if (mask->relative_bias && !(m->relative = (float *)tfm__temporary(o, size[1] * (2 * m->reach + 1) * floats))) {
-        return 0;
+    if (mask->alibi_slopes && !(m->slopes = (float *)tfm__temporary_array(o, size[1], floats))) return 0;
+    if (mask->sinks && !(m->sinks = (float *)tfm__temporary_array(o, size[1], floats))) return 0;
+    if (mask->relative_bias) {
+        m->relative = (float *)tfm__temporary_array(o, size[1], (2 * m->reach + 1) * floats);
+        if (!m->relative) return 0;
     }
     if (!o->run) return 1;
     tfm__mask_set_rows(m, mask, held, start);

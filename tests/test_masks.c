@@ -205,6 +205,22 @@ Test(masks, huge_offsets_and_windows_do_not_overflow) {
     tfm_destroy(c);
 }
 
+/* What a mask needs for each batch row and each head is more than can be counted, though nothing is attended. */
+Test(masks, empty_sizes_too_large_to_count_are_out_of_memory) {
+    tfm_ctx *c = tfm_create(NULL);
+    tfm_mask m = no_mask();
+    const int64_t batch = (int64_t) 1 << 59, heads = ((int64_t) 1 << 62) / 131073 + 1;
+    tfm_tensor *x = tfm_empty(c, TFM_F16, TFM_SHAPE(batch, 1, 0, 1));
+    assert_made(c, x);
+    assert_refused(c, tfm_attention(c, x, x, x, NULL), TFM_OOM);
+    assert_refused(c, tfm_mask_matrix(c, NULL, (int64_t) 1 << 58, 1, 0, 1), TFM_OOM);
+    m.relative_bias = tfm_expand(c, tfm_ones(c, TFM_SHAPE(4, 1)), TFM_SHAPE(4, heads));
+    m.relative_max_distance = 65536;
+    assert_made(c, m.relative_bias);
+    assert_refused(c, tfm_mask_matrix(c, &m, 0, heads, 1, 1), TFM_OOM);
+    tfm_destroy(c);
+}
+
 /* The error's text contains `words`. */
 static void refused(tfm_ctx *c, const tfm_mask *m, const char *words) {
     cr_assert(tfm_mask_matrix(c, m, 2, 3, 4, 5) == NULL, "accepted: %s", words);
