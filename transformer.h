@@ -12891,6 +12891,7 @@ typedef struct tfm__attn_operand {
 typedef struct tfm__attn {
     tfm_ctx *c;
     const tfm__kernels *k;
+    const int64_t *held;                   /* keys of each batch row in a cache; NULL without one: all */
     int64_t batch, heads, kv_heads, group, queries, keys, key_size, value_size;
     tfm__attn_operand q, key, value, out;
     int panels;                            /* keys lie in panels: key.stride holds batch and head only */
@@ -13452,8 +13453,7 @@ static void tfm__attn_weights_tile(const tfm__attn *a, tfm__attn_lane *lane, tfm
     int64_t key, r;
     for (key = 0; key < a->keys; key += TFM__BLOCK_KEYS) {
         const int64_t count = tfm__min64(TFM__BLOCK_KEYS, a->keys - key);
-        const int64_t held = a->panels ? tfm__max64(0, tfm__min64(count, a->mask.rows[x->mask.batch].keys - key))
-            : count;
+        const int64_t held = a->held ? tfm__max64(0, tfm__min64(count, a->held[x->mask.batch] - key)) : count;
         tfm__attn_tile t;
         if (held > 0) {
             tfm__attn_load(a, lane, key, held);
@@ -13601,6 +13601,7 @@ static tfm_tensor *tfm__attn_make(tfm__op *o, tfm__attn *a, const tfm_attention_
         || !tfm__mask_check(o, &options->mask, size)) return NULL;
     a->c = o->c;
     a->k = o->k;
+    a->held = held;
     a->group = a->kv_heads ? a->heads / a->kv_heads : 1;
     a->scale = options->scale != 0.0f ? options->scale : (float)(1.0 / sqrt((double)a->key_size));
     a->dropout = options->dropout;

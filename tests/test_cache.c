@@ -278,6 +278,40 @@ Test(cache, masks_work_over_a_cache_as_over_tensors) {
     }
 }
 
+/* Scores come before masks: a key that the cache holds has one whether or not a length leaves it out. */
+Test(cache, weights_of_every_stage_do_not_end_at_key_lengths) {
+    EACH_ISA_AND_SIZE(c, 2) {
+        static const int64_t counts[BATCH] = {140, 9, 0}, seen[BATCH] = {70, 9, 0};
+        const inputs x = make_inputs(c, 140, TFM_F32);
+        const tfm_cache_options g = geometry(TFM_F32, 150);
+        tfm_cache *cache = tfm_cache_create(c, &g);
+        tfm_attention_options o;
+        tfm_tensor *weights[2];
+        int64_t b;
+        int i;
+        memset(&o, 0, sizeof o);
+        o.mask.softcap = 2;
+        o.mask.key_lengths = reference_ids(c, BATCH, seen);
+        assert_ok(c, tfm_cache_append(c, cache, 0, x.k, x.v, reference_ids(c, BATCH, counts)));
+        for (o.weights_stage = 0; o.weights_stage < 4; o.weights_stage++) {
+            for (i = 0; i < 2; i++) {
+                o.weights = &weights[i];
+                assert_made(c, i ? tfm_attention(c, x.q, x.k, x.v, &o) : tfm_attention_cached(c, x.q, cache, 0, &o));
+            }
+            for (b = 0; b < BATCH; b++) {
+                tfm_tensor *one[2];
+                for (i = 0; i < 2; i++) {
+                    one[i] = tfm_narrow(c, tfm_narrow(c, weights[i], 0, b, 1), 3, 0, counts[b]);
+                    one[i] = tfm_contiguous(c, one[i]);
+                    assert_made(c, one[i]);
+                }
+                assert_same_bytes(one[0]->data, one[1]->data, tfm_numel(one[0]) * 4);
+            }
+        }
+        tfm_cache_destroy(cache);
+    }
+}
+
 Test(cache, cross_attention_sees_all_keys_from_any_number_of_queries) {
     TEST_EACH_ISA(c, 1) {
         const inputs x = make_inputs(c, 30, TFM_F32);
