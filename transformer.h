@@ -349,8 +349,9 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
  * as if nothing had run before; without the store's records, a few hundred bytes a parameter, and without the panels
  * that tfm_params_prepare fills before the plain form goes, 32 MiB or one weight at a time). Any model code can be
  * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
- * made in between have sizes but no values, and are of use until measure_end only. Rows of a profile are not counted. A
- * measurement cannot be nested. */
+ * made in between have sizes but no values, and are of use until measure_end only. Appends to a cache made before leave
+ * it as it is, and attention in between counts their keys. Rows of a profile are not counted. A measurement cannot be
+ * nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
@@ -13768,6 +13769,8 @@ struct tfm_cache {
     int64_t size;                          /* bytes of an element */
     int64_t key_head, value_head;          /* bytes of one head's keys, values */
     int64_t *length, *start;               /* [layers][batch]; start: position of the last append's first key */
+    /* [layers]: positions that appends of a dry run (its arena's tag) would have added to this real cache */
+    int64_t *more, measured;
     char *keys, *values;
 };
 
@@ -13851,11 +13854,12 @@ static const char *tfm__cache_plan(const tfm_cache_options *options, tfm_cache *
     cache->value_size = options->value_size ? options->value_size : options->key_size;
     cache->capacity = options->capacity;
     cache->size = tfm_dtype_size(options->dtype);
+    /* of each row: length, start, at most one of more, and what the struct takes */
     if (cache->capacity > INT64_MAX / 4
         || !tfm__mul(tfm__round_up(cache->capacity, TFM__KEY_PANEL), cache->key_size * cache->size, &cache->key_head)
         || !tfm__mul(cache->value_size > TFM__KEY_PANEL ? tfm__round_up(cache->capacity, TFM__BLOCK_KEYS)
                      : cache->capacity, cache->value_size * cache->size, &cache->value_head)
-        || !tfm__mul(cache->layers, cache->batch, &rows) || !tfm__mul(rows, (int64_t)sizeof(int64_t) * 2, &all)
+        || !tfm__mul(cache->layers, cache->batch, &rows) || !tfm__mul(rows, (int64_t)sizeof(*cache->length) * 4, &all)
         || !tfm__mul(rows, cache->heads, &all) || !tfm__mul(all, cache->key_head, &bytes[0])
         || !tfm__mul(all, cache->value_head, &bytes[1])) {
         return "the sizes overflow";
@@ -13863,12 +13867,21 @@ static const char *tfm__cache_plan(const tfm_cache_options *options, tfm_cache *
     return NULL;
 }
 
+/* Bytes of length, start and more, which lie behind the struct. */
+static int64_t tfm__cache_lengths(const tfm_cache *cache) {
+    return (cache->layers * cache->batch * 2 + cache->layers) * (int64_t)sizeof(int64_t);
+}
+
 TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options) {
     tfm_cache cache;
-    int64_t bytes[2], all, lengths;
+    int64_t bytes[2], all;
     if (!options || tfm__cache_plan(options, &cache, bytes)) return -1;
-    lengths = cache.layers * cache.batch * (int64_t)sizeof(int64_t) * 2 + (int64_t)sizeof(tfm_cache);
-    return tfm__add(bytes[0], bytes[1], &all) && tfm__add(all, lengths, &all) ? all : -1;
+    return tfm__add(bytes[0], bytes[1], &all)
+        && tfm__add(all, tfm__cache_lengths(&cache) + (int64_t)sizeof(tfm_cache), &all) ? all : -1;
+}
+
+TFM_API void tfm_cache_reset(tfm_cache *cache) {
+    if (cache) memset(cache->length, 0, (size_t)tfm__cache_lengths(cache));
 }
 
 TFM_API void tfm_cache_destroy(tfm_cache *cache) {
@@ -13882,7 +13895,7 @@ TFM_API void tfm_cache_destroy(tfm_cache *cache) {
 /* An empty cache; NULL + the op's error (the op goes on and must be left). */
 static tfm_cache *tfm__cache_make(tfm__op *o, const tfm_cache_options *options) {
     tfm_cache plan, *cache;
-    int64_t bytes[2], rows, all;
+    int64_t bytes[2], all;
     const char *const wrong = tfm__cache_plan(options, &plan, bytes);
     if (wrong) {
         tfm__fail(o->c, TFM_INVALID, "%s: %s (dtype %s, layers %lld, batch %lld, heads %lld, key_size %lld, "
@@ -13891,15 +13904,16 @@ static tfm_cache *tfm__cache_make(tfm__op *o, const tfm_cache_options *options) 
                   (long long)options->key_size, (long long)options->value_size, (long long)options->capacity);
         return NULL;
     }
-    rows = plan.layers * plan.batch;
-    cache = (tfm_cache *)tfm__alloc_shared(o->c, (int64_t)sizeof(tfm_cache) + rows * 2 * (int64_t)sizeof(int64_t), 0);
+    cache = (tfm_cache *)tfm__alloc_shared(o->c, (int64_t)sizeof(tfm_cache) + tfm__cache_lengths(&plan), 0);
     if (!cache) return NULL;
     *cache = plan;
     cache->allocator = o->c->allocator;
     cache->dry = o->c->dry;
     cache->length = (int64_t *)(void *)(cache + 1);
-    cache->start = cache->length + rows;
-    memset(cache->length, 0, (size_t)(rows * 2) * sizeof(int64_t));
+    cache->start = cache->length + plan.layers * plan.batch;
+    cache->more = cache->start + plan.layers * plan.batch;
+    cache->measured = 0;
+    tfm_cache_reset(cache);
     /* one block: the larger it is, the more of it lies in large pages (keys end on a line) */
     if (!tfm__add(bytes[0], bytes[1], &all)) all = INT64_MAX;
     cache->keys = (char *)tfm__alloc_shared(o->c, all, 1);
@@ -13932,10 +13946,6 @@ TFM_API int64_t tfm_cache_capacity(const tfm_cache *cache) {
     return cache ? cache->capacity : 0;
 }
 
-TFM_API void tfm_cache_reset(tfm_cache *cache) {
-    if (cache) memset(cache->length, 0, (size_t)(cache->layers * cache->batch * 2) * sizeof(int64_t));
-}
-
 /* 1 = the op may use the cache; 0 = rejected and left. */
 static int tfm__cache_check(tfm__op *o, const tfm_cache *cache, int64_t layer) {
     if (!cache) {
@@ -13950,10 +13960,17 @@ static int tfm__cache_check(tfm__op *o, const tfm_cache *cache, int64_t layer) {
     return 0;
 }
 
-/* 1: a verb may change it. A real cache is left as it is in a dry run, which so cannot know how full the verbs before
- * would have left it. */
+/* 1: a verb may change it. A real cache is left as it is in a dry run, which knows of the verbs before only what
+ * appends would have added, and so not how full the cache would be. */
 static int tfm__cache_writes(const tfm__op *o, const tfm_cache *cache) {
     return o->run || cache->dry;
+}
+
+/* Counts an append of a dry run to a real cache. */
+static void tfm__cache_measure(const tfm_ctx *c, tfm_cache *cache, int64_t layer, int64_t count) {
+    if (cache->measured != c->arena.tag) memset(cache->more, 0, (size_t)cache->layers * sizeof(int64_t));
+    cache->measured = c->arena.tag;
+    cache->more[layer] = tfm__min64(cache->more[layer] + count, cache->capacity);
 }
 
 /* -- append -------------------------------------------------------------------------------------------------------- */
@@ -14100,6 +14117,7 @@ TFM_API tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer,
         cache->length[at] = tfm__min64(cache->length[at] + tfm__cache_count(o.run ? counts : NULL, row, a.most),
                                        cache->capacity);
     }
+    if (!tfm__cache_writes(&o, cache)) tfm__cache_measure(c, cache, layer, a.most);
     return tfm__leave_status(&o);
 }
 
@@ -14124,8 +14142,9 @@ TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const 
     a.kv_heads = cache->heads;
     a.queries = q->shape[2];
     a.keys = tfm__cache_longest(cache, layer);
-    /* what an append would have made it */
-    if (!tfm__cache_writes(&o, cache)) a.keys = tfm__min64(a.keys + a.queries, cache->capacity);
+    if (!tfm__cache_writes(&o, cache) && cache->measured == c->arena.tag) {
+        a.keys = tfm__min64(a.keys + cache->more[layer], cache->capacity);
+    }
     a.key_size = cache->key_size;
     a.value_size = cache->value_size;
     a.q = tfm__attn_operand_of(q);

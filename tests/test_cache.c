@@ -736,6 +736,47 @@ Test(cache, it_can_be_measured_before_it_is_made) {
     tfm_destroy(c);
 }
 
+/* A measurement sees the keys that the calls in it would see: those held, and those it appended itself. */
+Test(cache, a_measurement_over_a_real_cache_counts_the_keys_that_a_run_sees) {
+    tfm_ctx *c = tfm_create(NULL);
+    const tfm_cache_options g = geometry(TFM_F32, 32);
+    const inputs x = make_inputs(c, 10, TFM_F32);
+    tfm_cache *cache = tfm_cache_create(c, &g);
+    tfm_tensor *w;
+    tfm_attention_options o;
+    int dry, step;
+    int64_t layer;
+    memset(&o, 0, sizeof o);
+    o.weights = &w;
+    assert_made(c, cache);
+    assert_ok(c, tfm_cache_append(c, cache, 0, x.k, x.v, NULL));
+    for (dry = 2; dry >= 0; dry--) { /* two measurements leave no trace for what follows */
+        if (dry) tfm_measure_begin(c);
+        for (step = 0; step < 3; step++) {
+            for (layer = 0; layer < 2; layer++) {
+                const int64_t keys = step * 7 + (layer ? 0 : 10);
+                o.mask.keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(1, keys), 1);
+                assert_made(c, tfm_attention_cached(c, part(c, x.q, 0, 2), cache, layer, &o));
+                cr_assert_eq(w->shape[3], keys);
+                assert_ok(c, tfm_cache_append(c, cache, layer, part(c, x.k, 0, 7), part(c, x.v, 0, 7), NULL));
+            }
+        }
+        if (dry) assert_ok(c, tfm_measure_end(c, NULL));
+        cr_assert_eq(tfm_cache_length(cache, 0, 0), dry ? 10 : 31);
+    }
+    tfm_measure_begin(c);
+    assert_ok(c, tfm_cache_append(c, cache, 0, x.k, x.v, NULL)); /* as if there was room: no more than fits */
+    o.mask.keep = NULL;
+    assert_made(c, tfm_attention_cached(c, x.q, cache, 0, &o));
+    cr_assert_eq(w->shape[3], 32);
+    tfm_cache_reset(cache);
+    assert_made(c, tfm_attention_cached(c, x.q, cache, 0, &o));
+    cr_assert_eq(w->shape[3], 0);
+    assert_ok(c, tfm_measure_end(c, NULL));
+    tfm_cache_destroy(cache);
+    tfm_destroy(c);
+}
+
 Test(cache, decoding_takes_no_memory_after_the_first_step) {
     TEST_EACH_ISA(c, 2) {
         const inputs x = make_inputs(c, 40, TFM_F32);
