@@ -919,7 +919,8 @@ typedef struct tfm_mha_options {
      * means TFM_CAUSAL_BOTTOM_RIGHT then: the queries stand behind what is held */
     tfm_cache *cache;
     int64_t layer;
-    const tfm_tensor *counts;          /* (B) real positions of x per row (ragged batch), with a cache */
+    /* (B) or NULL: real positions of x per row (ragged batch); only with a cache: mask.key_lengths does it without */
+    const tfm_tensor *counts;
     /* rotary: position of the first query when there is no cache, and of the first key in self-attention, which is told
      * by the pointers: query, key and value are one. Keys of any other call stand from 0 on */
     int64_t position;
@@ -973,7 +974,7 @@ typedef struct tfm_stack_options {
     tfm_tensor **weights;
     tfm_cache *cache;                  /* self-attention cache, one layer of it per layer of the stack */
     const tfm_cache *memory_cache;     /* decoder: what tfm_decoder_memory made; memory is NULL then */
-    const tfm_tensor *counts;
+    const tfm_tensor *counts;          /* only with a cache, see tfm_mha_options */
     int64_t position;                  /* position of the first token when there is no cache */
 } tfm_stack_options;
 /* One layer. Encoder: x (B, L, d_model), the result has its shape. Decoder: x (B, Lt, d_model), memory (B, Ls,
@@ -16747,6 +16748,13 @@ static int tfm__cache_fits(tfm_ctx *c, const char *who, const tfm_mha_config *g,
     return 0;
 }
 
+/* counts say what of x goes into a cache: without one they would be taken for a mask. */
+static int tfm__counts_ok(tfm_ctx *c, const char *who, const tfm_cache *cache, const tfm_tensor *counts) {
+    if (cache || !counts) return 1;
+    tfm__fail(c, TFM_INVALID, "%s: counts is given without a cache: mask.key_lengths says how many keys are real", who);
+    return 0;
+}
+
 static tfm_tensor *tfm__mha(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *query, const tfm_tensor *key,
                             const tfm_tensor *value, const tfm_mha_options *o, const tfm__rotation *made) {
     static const char who[] = "tfm_mha_forward";
@@ -16768,6 +16776,7 @@ static tfm_tensor *tfm__mha(tfm_ctx *c, const tfm_mha *layer, const tfm_tensor *
                   o->memory ? "together with memory, which holds them (and no cache)" : "as NULL without memory");
         return NULL;
     }
+    if (!tfm__counts_ok(c, who, o->cache, o->counts)) return NULL;
     if (!tfm__sequence_ok(c, who, "query", query, g->d_model)) return NULL;
     if (key && (!tfm__sequence_ok(c, who, "key", key, g->kdim) || !tfm__sequence_ok(c, who, "value", value, g->vdim)))
         return NULL;
@@ -17019,7 +17028,7 @@ static tfm_tensor *tfm__decoder_layer(tfm_ctx *c, const tfm_decoder_layer *l, co
 /* Input of a layer or stack. */
 static int tfm__block_input_ok(tfm_ctx *c, const char *who, const tfm_tensor *x, int64_t d_model,
                                const tfm_stack_options *o) {
-    if (!tfm__sequence_ok(c, who, "x", x, d_model)) return 0;
+    if (!tfm__sequence_ok(c, who, "x", x, d_model) || !tfm__counts_ok(c, who, o->cache, o->counts)) return 0;
     if (o->position >= 0) return 1;
     tfm__fail(c, TFM_INVALID, "%s: position %lld is negative", who, (long long)o->position);
     return 0;

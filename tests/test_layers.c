@@ -323,6 +323,7 @@ Test(mha, memory_gives_the_bits_of_keys_and_values) {
 }
 
 Test(mha, wrong_calls_are_refused_with_reasons) {
+    static const int64_t lengths[2] = {1, 5};
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
     tfm_mha_config g = mha_config(0, 0);
@@ -354,6 +355,10 @@ Test(mha, wrong_calls_are_refused_with_reasons) {
     o.need_weights = 0;
     assert_made(c, tfm_mha_forward(c, &l, x, x, x, &o));
     cr_assert_null(weights);
+    o.counts = lengths_of(c, 2, lengths); /* without a cache, where key_lengths are meant */
+    cr_assert_null(tfm_mha_forward(c, &l, x, x, x, &o));
+    assert_error_says(c, "tfm_mha_forward: counts is given without a cache");
+    tfm_clear(c);
     memset(&o, 0, sizeof o);
     memset(&s, 0, sizeof s);
     s.heads = 3;
@@ -703,6 +708,9 @@ Test(encoder, ragged_rows_of_a_cache_have_the_bits_of_running_alone) {
         assert_made(c, b);
         tfm_cache_destroy(o.cache);
         o.cache = NULL;
+        cr_assert_null(tfm_encoder_forward(c, &e, x, &o));
+        assert_error_says(c, "tfm_encoder_forward: counts is given without a cache");
+        tfm_clear(c);
         o.counts = NULL;
         for (row = 0; row < 2; row++) {
             tfm_tensor *mine = tfm_narrow(c, x, 0, row, 1), *alone, *both[2];
