@@ -973,7 +973,7 @@ typedef struct tfm_stack_options {
     /* decoder: cross-attention weights of the last layer; encoder: self-attention's; (B, H, Lq, Lk) */
     tfm_tensor **weights;
     tfm_cache *cache;                  /* self-attention cache, one layer of it per layer of the stack */
-    const tfm_cache *memory_cache;     /* decoder: what tfm_decoder_memory made; memory is NULL then */
+    const tfm_cache *memory_cache;     /* decoder: what tfm_decoder_memory made; memory is NULL then. Encoder: NULL */
     const tfm_tensor *counts;          /* only with a cache, see tfm_mha_options */
     int64_t position;                  /* position of the first token when there is no cache */
 } tfm_stack_options;
@@ -17034,6 +17034,14 @@ static int tfm__block_input_ok(tfm_ctx *c, const char *who, const tfm_tensor *x,
     return 0;
 }
 
+static int tfm__encoder_input_ok(tfm_ctx *c, const char *who, const tfm_tensor *x, int64_t d_model,
+                                 const tfm_stack_options *o) {
+    if (!tfm__block_input_ok(c, who, x, d_model, o)) return 0;
+    if (!o->memory_cache) return 1;
+    tfm__fail(c, TFM_INVALID, "%s: memory_cache is given: only a decoder has cross-attention", who);
+    return 0;
+}
+
 static int tfm__block_memory_ok(tfm_ctx *c, const char *who, const tfm_tensor *x, const tfm_tensor *memory,
                                 int64_t d_model, const tfm_stack_options *o) {
     if (!memory == !o->memory_cache) {
@@ -17059,7 +17067,7 @@ TFM_API tfm_tensor *tfm_encoder_layer_forward(tfm_ctx *c, const tfm_encoder_laye
     if (options) o = *options;
     if (o.weights) *o.weights = NULL;
     if (!tfm__forward_begin(c, "tfm_encoder_layer_forward", layer, layer ? layer->norm2.weight : NULL, x)) return NULL;
-    if (tfm__block_input_ok(c, "tfm_encoder_layer_forward", x, layer->config.d_model, &o)) {
+    if (tfm__encoder_input_ok(c, "tfm_encoder_layer_forward", x, layer->config.d_model, &o)) {
         const tfm__scope s = tfm__scope_open(c);
         y = tfm__scope_close(&s, tfm__encoder_layer(c, layer, x, &o, 0, o.weights, NULL), o.weights);
     }
@@ -17201,7 +17209,7 @@ TFM_API tfm_tensor *tfm_encoder_forward(tfm_ctx *c, const tfm_encoder *stack, co
     if (!tfm__forward_begin(c, "tfm_encoder_forward", stack,
                             stack && stack->layers && stack->count ? stack->layers[0].norm2.weight : NULL, x))
         return NULL;
-    if (tfm__block_input_ok(c, "tfm_encoder_forward", x, stack->layers[0].config.d_model, &o))
+    if (tfm__encoder_input_ok(c, "tfm_encoder_forward", x, stack->layers[0].config.d_model, &o))
         y = tfm__stack(c, stack, NULL, x, NULL, &o);
     tfm__release(c);
     return y;

@@ -706,6 +706,14 @@ Test(encoder, ragged_rows_of_a_cache_have_the_bits_of_running_alone) {
         o.counts = lengths_of(c, 2, second);
         b = tfm_encoder_forward(c, &e, tfm_narrow(c, x, 1, 6, 4), &o);
         assert_made(c, b);
+        o.memory_cache = o.cache;
+        cr_assert_null(tfm_encoder_forward(c, &e, x, &o));
+        assert_error_says(c, "tfm_encoder_forward: memory_cache is given");
+        tfm_clear(c);
+        cr_assert_null(tfm_encoder_layer_forward(c, &e.layers[0], x, &o));
+        assert_error_says(c, "tfm_encoder_layer_forward: memory_cache is given");
+        tfm_clear(c);
+        o.memory_cache = NULL;
         tfm_cache_destroy(o.cache);
         o.cache = NULL;
         cr_assert_null(tfm_encoder_forward(c, &e, x, &o));
@@ -797,7 +805,7 @@ Test(decoder, caches_that_do_not_fit_stay_as_they_are) {
             s.layers = short_memory ? 2 : 1;
             o.cache = tfm_cache_create(c, &s);
             s.layers = short_memory ? 1 : 2;
-            o.memory_cache = memory = tfm_cache_create(c, &s);
+            memory = tfm_cache_create(c, &s);
             if (short_memory) {
                 assert_init_refused(c, tfm_decoder_memory(c, &d, x, memory, NULL), "tfm_decoder_memory: layer 1");
             } else {
@@ -805,6 +813,7 @@ Test(decoder, caches_that_do_not_fit_stay_as_they_are) {
                 assert_error_says(c, "tfm_encoder_forward: layer 1");
                 tfm_clear(c);
             }
+            o.memory_cache = memory;
             cr_assert_null(tfm_decoder_forward(c, &d, x, NULL, &o));
             assert_error_says(c, "tfm_decoder_forward: layer 1");
             cr_assert_eq(tfm_cache_length(o.cache, 0, 0), 0);
