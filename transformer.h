@@ -1494,8 +1494,8 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #endif
 TFM__STRICT_FP_BEGIN
 
-/* Under plain -std=c99 (and without _GNU_SOURCE) the C library hides what follows; the functions are there all the
- * same. */
+/* Under plain -std=c99, or where a user asks for _POSIX_C_SOURCE or _XOPEN_SOURCE only, the C library hides what
+ * follows; the functions are there all the same. */
 #if TFM__LINUX && !defined(CPU_SETSIZE)
 extern int sched_getaffinity(pid_t process, size_t size, void *set);
 extern int sched_setaffinity(pid_t process, size_t size, const void *set);
@@ -1504,8 +1504,15 @@ extern int sched_getcpu(void);
 #elif TFM__LINUX
 #define TFM__CPU_SET cpu_set_t
 #endif
-#if TFM__LINUX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
+#if TFM__LINUX && !defined(MADV_NORMAL) && !defined(__cplusplus)
 extern int madvise(void *address, size_t length, int advice);
+#endif
+#if TFM__LINUX && TFM__THREADS && defined(SIG_SETMASK) && !defined(__cplusplus)
+#if !defined(_POSIX_C_SOURCE) || _POSIX_C_SOURCE - 0 < 199506L
+extern int pthread_sigmask(int how, const sigset_t *set, sigset_t *old);
+#endif
+#endif
+#if TFM__LINUX && !defined(CLOCK_MONOTONIC) && !defined(__cplusplus)
 #if (defined(__USE_TIME_BITS64) || defined(_REDIR_TIME64)) && LONG_MAX == 0x7fffffffL && !defined(__x86_64__)
 extern int __clock_gettime64(int clock, struct timespec *now);
 #define TFM__CLOCK_GETTIME __clock_gettime64

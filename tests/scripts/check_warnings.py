@@ -50,6 +50,11 @@ for compiler in available("gcc", "g++"):
     language = ["-std=c++17", "-x", "c++"] if compiler == "g++" else []
     report.command(f"implementation, {compiler} -O3", [compiler, *WARNINGS, *language, "-O3", *implementation[1:]])
 
+# What a user asks of the C library hides other functions of it.
+for compiler in available("gcc", "clang", "musl-gcc"):
+    for asked in ("POSIX_SOURCE", "POSIX_C_SOURCE=199309L", "POSIX_C_SOURCE=200809L", "XOPEN_SOURCE=700", "ISOC99_SOURCE", "GNU_SOURCE"):
+        report.command(f"implementation, {compiler} -D_{asked}", [compiler, *WARNINGS, f"-D_{asked}", "-I.", "-fsyntax-only", "tests/impl.c"])
+
 # No flag at all but the ones a user starts with; old and new compilers.
 for compiler in available("gcc-11", "clang-13", "clang-15", "clang-16", "clang-19"):
     report.command(f"implementation, {compiler} -O1", [compiler, "-Wall", "-Wextra", "-Werror", "-O1", *implementation[1:]])
