@@ -1592,7 +1592,12 @@ TFM__INLINE int tfm__atomic_cas(int64_t *p, int64_t expected, int64_t desired) {
 }
 #elif defined(__i386__) && (defined(__GNUC__) || defined(__clang__))
 /* int64_t is aligned to 4 here: only locked instructions are whole on it, and clang would call libatomic for the
- * others. */
+ * others. It warns (from 16 on) that they may be slow. */
+#if defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunknown-warning-option"
+#pragma clang diagnostic ignored "-Wsync-alignment"
+#endif
 TFM__INLINE int64_t tfm__atomic_load(const int64_t *p) {
     return __sync_val_compare_and_swap((int64_t *)(uintptr_t)p, (int64_t)0, (int64_t)0);
 }
@@ -1604,6 +1609,9 @@ TFM__INLINE void tfm__atomic_store(int64_t *p, int64_t value) {
     int64_t old = tfm__atomic_load(p);
     while (!__sync_bool_compare_and_swap(p, old, value)) old = tfm__atomic_load(p);
 }
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
 #elif defined(__GNUC__) || defined(__clang__)
 TFM__INLINE int64_t tfm__atomic_load(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 TFM__INLINE void tfm__atomic_store(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_SEQ_CST); }
@@ -2680,7 +2688,8 @@ TFM__UNUSED static float tfm__normal_at(uint64_t seed, uint64_t stream, uint64_t
 #else
 #define TFM__HAVE_AVX512 0
 #endif
-#if TFM__HAVE_AVX512 && (defined(__clang__) || __GNUC__ >= 10)
+/* clang leaves it out of 32-bit builds without SSE2 */
+#if TFM__HAVE_AVX512 && (defined(__clang__) ? defined(__SSE2__) : __GNUC__ >= 10)
 #define TFM__HAVE_BF16_DOT 1 /* the compiler knows the instruction; the processor is asked */
 #else
 #define TFM__HAVE_BF16_DOT 0
