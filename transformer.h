@@ -1998,7 +1998,7 @@ TFM__UNUSED static int tfm__cancelled(const tfm_ctx *c) { return tfm__atomic_loa
 
 /* Tells the user's hook, of what is real; 1: stop (the call then fails with TFM_CANCELLED where it ends). */
 TFM__UNUSED static int tfm__progress(tfm_ctx *c, const char *what, int64_t done, int64_t total) {
-    if (!c->dry && c->options.progress && c->options.progress(c->options.hook_user, what, done, total)) {
+    if (!c->dry && c->options.progress && (c->options.progress)(c->options.hook_user, what, done, total)) {
         tfm__atomic_store(&c->cancel, 1);
     }
     return tfm__cancelled(c);
@@ -2057,7 +2057,7 @@ static void *tfm__alloc_from(const tfm_allocator *a, int64_t bytes) {
     char *raw, *first, *p;
     if (!total) return NULL;
     slack = tfm__page_slack(a, total);
-    raw = (char *)(a->alloc ? a->alloc(a->user, (size_t)total) : malloc((size_t)(total + slack)));
+    raw = (char *)(a->alloc ? (a->alloc)(a->user, (size_t)total) : malloc((size_t)(total + slack)));
     if (!raw) return NULL;
     first = raw;
 #if TFM__LINUX
@@ -5116,7 +5116,7 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
 #define TFM__ROW_BIAS(r, V) TFM__COLS##V(TFM__ACC_BIAS, r)
 /* One step of k, two orders. Row by row, B in registers: */
 #define TFM__ROW_STEP(r, V) { const tfm__v x = v_set1(a[(r) / 3][((r) % 3) * s]); TFM__COLS##V(TFM__ACC_STEP, r) }
-#define TFM__BODY_ROWS(R, V, load) TFM__COLS##V(TFM__B_LOAD, load) TFM__ROWS##R(TFM__ROW_STEP, V)
+#define TFM__BODY_Rows(R, V, load) TFM__COLS##V(TFM__B_LOAD, load) TFM__ROWS##R(TFM__ROW_STEP, V)
 #define TFM__B_LOAD(load, v) const tfm__v b##v = load(b[(v) * TFM__W / 16] + k + (v) * TFM__W % 16);
 /* and vector by vector of B, A in registers: where more vectors of B are used than registers are left. */
 #define TFM__X_LOAD(r, V) const tfm__v x##r = v_set1(a[(r) / 3][((r) % 3) * s]);
@@ -5125,12 +5125,12 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
 #define TFM__COL_STEP_(rows, load, v) \
     { const tfm__v y = load(b[(v) * TFM__W / 16] + k + (v) * TFM__W % 16); rows(TFM__X_STEP, v) }
 /* row by row, what was read of B kept as panels */
-#define TFM__BODY_KEEP(R, V, load) \
+#define TFM__BODY_Keep(R, V, load) \
     TFM__COLS##V(TFM__B_LOAD, load) TFM__COLS##V(TFM__B_KEEP, load) TFM__ROWS##R(TFM__ROW_STEP, V) keep += TFM__PANEL;
 #define TFM__B_KEEP(load, v) v_store(keep + (v) * TFM__W / 16 * keep_panel + (v) * TFM__W % 16, b##v);
 #define TFM__COL_ROWS(R, load) TFM__ROWS##R
 #define TFM__COL_LOAD(R, load) load
-#define TFM__BODY_COLS(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
+#define TFM__BODY_Cols(R, V, load) TFM__ROWS##R(TFM__X_LOAD, V) TFM__COLS##V(TFM__COL_STEP, (R, load))
 /* Few rows wait for B's bytes. What comes 4 to 8 KB later, counted over all panels, is fetched into L2: less where the
  * bytes bind (1 x 4096 x 4096, cold: 0.92 of the read bandwidth; 16 KB 0.8, into L1 0.8), more where a step takes
  * long; or what gemm_ahead says. Both at once are slower. One row of halves is best without: conversions leave the
@@ -5170,7 +5170,7 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
         if ((R) > 9) a[3] += a_step; \
         k += b_row; \
     }
-#define TFM__LOOPS_FEW(R, V, body, type, load) \
+#define TFM__LOOPS_Few(R, V, body, type, load) \
     if (ahead_row > 0) { \
         TFM__LOOP(R, V, body, type, load, LINES) \
     } \
@@ -5180,7 +5180,7 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
     TFM__LOOP(R, V, body, type, load, NEAR)
 /* Many rows, AVX-512: the last three steps go row by row, each row stored when it is done. 24 stores of 512 bits in one
  * go take as many cycles as two and a half steps, and no product runs meanwhile. */
-#define TFM__LOOPS_MANY(R, V, body, type, load) \
+#define TFM__LOOPS_Many(R, V, body, type, load) \
     const int between = TFM__W == 16 && left > 2; \
     left -= between ? 3 : 0; \
     TFM__LOOP(R, V, body, type, load, LINE) \
@@ -5207,15 +5207,15 @@ static void TFM__FN(rotary)(const tfm__rotary_rows *rows) {
     c##r##_##v = TFM__MULTIPLY(x2, b2_##v, c##r##_##v);
 
 #define TFM__FETCH_NONE(R, V, type)
-#define TFM__LOOPS_ONCE(R, V, body, type, load) TFM__LOOP(R, V, body, type, load, NONE)
+#define TFM__LOOPS_Once(R, V, body, type, load) TFM__LOOP(R, V, body, type, load, NONE)
 /* The bias: of many rows in registers, of few in L1, which is half the code. */
-#define TFM__STORE_MANY(R, V) \
+#define TFM__STORE_Many(R, V) \
     if (t->bias) { \
         TFM__ROWS##R(TFM__ROW_BIAS, V) \
     } \
     TFM__ROWS##R(TFM__ROW_STORE, V)
-#define TFM__STORE_ONCE TFM__STORE_MANY
-#define TFM__STORE_FEW(R, V) \
+#define TFM__STORE_Once TFM__STORE_Many
+#define TFM__STORE_Few(R, V) \
     TFM__ROWS##R(TFM__ROW_STORE, V) \
     if (t->bias) TFM__FN(tile_bias)(t, R, (V) * TFM__W);
 TFM__NOINLINE void TFM__FN(tile_bias)(const tfm__tile *t, int64_t rows, int64_t cols) {
@@ -5272,40 +5272,41 @@ TFM__NOINLINE void TFM__FN(tile_bias)(const tfm__tile *t, int64_t rows, int64_t 
 #define TFM__LOAD_B(p) v_load_b(p)
 #endif
 #define TFM__TILE_PAIRS(R, V, body, rows) TFM__TILE(R, V, body, rows, pairs, float, v_load_pairs)
-#define TFM__TILE_KEEP(R, V) TFM__TILE(R, V, KEEP, ONCE, keep, float, v_load)
+#define TFM__TILE_KEEP(R, V) TFM__TILE(R, V, Keep, Once, keep, float, v_load)
 
 /* X(rows, vectors, order, few or many), one per height. Few rows are wide, so that enough chains hide the latency. More
- * rows of halves than TFM__HALF_ROWS are taken in lower strips: from five strips on they are converted beforehand. */
+ * rows of halves than TFM__HALF_ROWS are taken in lower strips: from five strips on they are converted beforehand.
+ * Words are spelt as no user spells a macro: COLS would be replaced before it is pasted. */
 #if TFM__PASS == TFM__AVX512
 #define TFM__HALF_ROWS 8
 #define TFM__FEW_ROWS 8
 #define TFM__TILE_LIST_LOW(X) \
-    X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 4, COLS, FEW) X(5, 4, COLS, FEW) X(6, 4, COLS, FEW) \
-    X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW)
-#define TFM__TILE_LIST_HALVES(X) X(1, 4, COLS, FEW) TFM__TILE_LIST_LOW(X)
+    X(2, 4, Cols, Few) X(3, 4, Cols, Few) X(4, 4, Cols, Few) X(5, 4, Cols, Few) X(6, 4, Cols, Few) \
+    X(7, 2, Rows, Few) X(8, 2, Rows, Few)
+#define TFM__TILE_LIST_HALVES(X) X(1, 4, Cols, Few) TFM__TILE_LIST_LOW(X)
 #define TFM__TILE_LIST(X) \
-    TFM__TILE_LIST_HALVES(X) X(9, 2, ROWS, MANY) X(10, 2, ROWS, MANY) X(11, 2, ROWS, MANY) X(12, 2, ROWS, MANY)
+    TFM__TILE_LIST_HALVES(X) X(9, 2, Rows, Many) X(10, 2, Rows, Many) X(11, 2, Rows, Many) X(12, 2, Rows, Many)
 #define TFM__TILE_LIST_PAIRS(X) /* a register less: the order of the pairs is kept in one */ \
-    X(1, 4, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 4, COLS, FEW) X(5, 4, COLS, FEW) \
-    X(6, 2, ROWS, FEW) X(7, 2, ROWS, FEW) X(8, 2, ROWS, FEW) X(9, 2, ROWS, MANY) X(10, 2, ROWS, MANY) \
-    X(11, 2, ROWS, MANY) X(12, 2, ROWS, MANY)
+    X(1, 4, Cols, Few) X(2, 4, Cols, Few) X(3, 4, Cols, Few) X(4, 4, Cols, Few) X(5, 4, Cols, Few) \
+    X(6, 2, Rows, Few) X(7, 2, Rows, Few) X(8, 2, Rows, Few) X(9, 2, Rows, Many) X(10, 2, Rows, Many) \
+    X(11, 2, Rows, Many) X(12, 2, Rows, Many)
 #define TFM__TILE_LIST_KEEP(X) X(12, 2) X(11, 2) X(10, 2)
 #elif TFM__PASS == TFM__AVX2
 #define TFM__HALF_ROWS 6
 #define TFM__FEW_ROWS 4
 #define TFM__TILE_LIST(X) \
-    X(1, 8, COLS, FEW) X(2, 4, COLS, FEW) X(3, 4, COLS, FEW) X(4, 2, ROWS, FEW) X(5, 2, ROWS, MANY) \
-    X(6, 2, ROWS, MANY)
+    X(1, 8, Cols, Few) X(2, 4, Cols, Few) X(3, 4, Cols, Few) X(4, 2, Rows, Few) X(5, 2, Rows, Many) \
+    X(6, 2, Rows, Many)
 #elif TFM__PASS == TFM__NEON
 #define TFM__HALF_ROWS 6
 #define TFM__FEW_ROWS 6
 #define TFM__TILE_LIST(X) \
-    X(1, 8, COLS, FEW) X(2, 8, COLS, FEW) X(3, 4, ROWS, FEW) X(4, 4, ROWS, MANY) X(5, 4, ROWS, MANY) \
-    X(6, 4, COLS, MANY)
+    X(1, 8, Cols, Few) X(2, 8, Cols, Few) X(3, 4, Rows, Few) X(4, 4, Rows, Many) X(5, 4, Rows, Many) \
+    X(6, 4, Cols, Many)
 #else
 #define TFM__HALF_ROWS 4
 #define TFM__FEW_ROWS 4
-#define TFM__TILE_LIST(X) X(1, 2, ROWS, MANY) X(2, 2, ROWS, MANY) X(3, 2, ROWS, MANY) X(4, 2, ROWS, MANY)
+#define TFM__TILE_LIST(X) X(1, 2, Rows, Many) X(2, 2, Rows, Many) X(3, 2, Rows, Many) X(4, 2, Rows, Many)
 #endif
 #if TFM__PASS != TFM__AVX512
 #define TFM__TILE_LIST_KEEP(X)
@@ -7174,7 +7175,9 @@ TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, doubl
     job.fp_mode = tfm__fp_mode();
     p->job = job;
     p->running = 1;
-    if (c->options.parallel_for) c->options.parallel_for(c->options.parallel_user, (int)slots, tfm__hook_run, &p->job);
+    if (c->options.parallel_for) {
+        (c->options.parallel_for)(c->options.parallel_user, (int)slots, tfm__hook_run, &p->job);
+    }
 #if TFM__THREADS
     else tfm__pool_run(p, (int)slots);
 #endif
@@ -21572,9 +21575,9 @@ TFM__STRICT_FP_END
 #undef TFM__BLOCK_KEYS
 #undef TFM__B_SIZE
 #undef TFM__BLOCK_M
-#undef TFM__BODY_COLS
-#undef TFM__BODY_KEEP
-#undef TFM__BODY_ROWS
+#undef TFM__BODY_Cols
+#undef TFM__BODY_Keep
+#undef TFM__BODY_Rows
 #undef TFM__B_KEEP
 #undef TFM__B_LOAD
 #undef TFM__CACHED_BYTES
@@ -21676,9 +21679,9 @@ TFM__STRICT_FP_END
 #undef TFM__LINUX
 #undef TFM__LOAD_LOOP
 #undef TFM__LOOP
-#undef TFM__LOOPS_FEW
-#undef TFM__LOOPS_MANY
-#undef TFM__LOOPS_ONCE
+#undef TFM__LOOPS_Few
+#undef TFM__LOOPS_Many
+#undef TFM__LOOPS_Once
 #undef TFM__LT1
 #undef TFM__MASK_AT
 #undef TFM__MASK_FAR
@@ -21775,11 +21778,11 @@ TFM__STRICT_FP_END
 #undef TFM__SPIN_US
 #undef TFM__STACK_BYTES
 #undef TFM__STARS_MOST
-#undef TFM__STORE_FEW
 #undef TFM__STORE_INT
 #undef TFM__STORE_LOOP
-#undef TFM__STORE_MANY
-#undef TFM__STORE_ONCE
+#undef TFM__STORE_Few
+#undef TFM__STORE_Many
+#undef TFM__STORE_Once
 #undef TFM__STREAM_AHEAD
 #undef TFM__STRICT_FP_BEGIN
 #undef TFM__STRICT_FP_END

@@ -31,13 +31,27 @@ int other(void) {
 }
 """
 
-# Function-like macros: log and others of tgmath.h, and malloc and free of the program's own.
+# Function-like macros: log and others of tgmath.h, malloc and free of the program's own, names of hooks; plain words.
 MACROS = """#include <stdlib.h>
 #include <tgmath.h>
 void *my_malloc(size_t size);
 void my_free(void *pointer);
 #define malloc(size) my_malloc(size)
 #define free(pointer) my_free(pointer)
+#define alloc(a, b) (alloc of my own)
+#define progress(a, b, c, d) (progress of my own)
+#define parallel_for(a, b, c, d) (loop of my own)
+#define CACHED 8
+#define COLS 8
+#define FEW 8
+#define KEEP 8
+#define LINE 8
+#define LINES 8
+#define MANY 8
+#define NEAR 8
+#define NONE 8
+#define ONCE 8
+#define ROWS 8
 """
 MACROS_MEANT = """
 void *my_malloc(size_t size) { return (malloc)(size); }
