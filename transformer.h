@@ -122,8 +122,9 @@
  * LIMITS
  *
  *   CPU only, no training yet. f64 and integers are stored, not computed with. At most 6 dimensions; heads of up to
- *   65536; names of parameters up to 480 bytes. Dropout of attention resolves its probability to 1/65536. Little-endian
- *   machines with a C library (memory, strings, snprintf, math, a clock, getenv). NEON is tested by emulation only. On
+ *   65536; names of parameters up to 480 bytes. Dropout of attention resolves its probability to 1/65536. A machine
+ *   has a C library (memory, strings, snprintf, math, a clock, getenv) and is little-endian; on another, untested,
+ *   TFM_NO_FILES and TFM_NO_MODELS leave out what is refused there by #error. NEON is tested by emulation only. On
  *   64-bit Windows gcc uses plain C kernels (it cannot align the stack for wide vectors there); clang does not have
  *   this limit. Resource use for hostile files is bounded by a small multiple of the file's size; see SECURITY.md.
  *
@@ -1362,6 +1363,12 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #define TFM__ARM64 1
 #else
 #define TFM__ARM64 0
+#endif
+
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define TFM__BIG_ENDIAN 1
+#else
+#define TFM__BIG_ENDIAN 0
 #endif
 
 /* gcc for 32-bit x86 computes in registers wider than a float unless told otherwise. */
@@ -19157,6 +19164,10 @@ TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt 
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED) && !defined(TFM_NO_FILES)
 
+#if TFM__BIG_ENDIAN
+#error "transformer.h: files are read and written in little-endian order only: define TFM_NO_FILES to leave them out"
+#endif
+
 #define TFM__HEADER_MOST 100000000 /* bytes of a header; the reference reader's limit */
 #define TFM__JSON_DEPTH 64         /* of values that the format does not know; they are read over */
 #define TFM__STARS_MOST 8          /* '*' in one rule */
@@ -20885,6 +20896,10 @@ TFM_API const void *tfm_read_file(tfm_ctx *c, const char *path, int64_t *size) {
  * ================================================================================================================ */
 #if defined(TRANSFORMER_IMPLEMENTATION) && !defined(TFM__PASS) && !defined(TFM__IMPLEMENTED) && !defined(TFM_NO_MODELS)
 
+#if TFM__BIG_ENDIAN
+#error "transformer.h: models are read in little-endian order only: define TFM_NO_MODELS to leave them out"
+#endif
+
 /* Little-endian words at any address. */
 static int32_t tfm__i32_at(const unsigned char *p) {
     int32_t x;
@@ -21566,6 +21581,7 @@ TFM__STRICT_FP_END
 #undef TFM__AVX2
 #undef TFM__AVX512
 #undef TFM__BEST
+#undef TFM__BIG_ENDIAN
 #undef TFM__BINARY_CASE
 #undef TFM__BINARY_LIST
 #undef TFM__BINARY_LOOP

@@ -40,6 +40,18 @@ for macro in macros:
 report.attempt("all of them", build, "all", macros)
 
 
+def big_endian():
+    """A file's numbers are refused where they would come out wrong, each part by its own switch; the rest compiles."""
+    swap = ["gcc", "-w", "-fsyntax-only", "-I.", "-U__BYTE_ORDER__", "-D__BYTE_ORDER__=__ORDER_BIG_ENDIAN__", "tests/impl.c"]
+    for left_out, wanted in (("TFM_NO_FILES", "TFM_NO_MODELS"), ("TFM_NO_MODELS", "TFM_NO_FILES")):
+        if f"define {wanted}" not in run_all([*swap, f"-D{left_out}"]):
+            return f"with {left_out} nothing asks for {wanted}"
+    return run_all([*swap, "-DTFM_NO_FILES", "-DTFM_NO_MODELS"])
+
+
+report.attempt("big-endian", big_endian)
+
+
 def sizes():
     for name, defines in (("nothing left out", []), ("all left out", macros)):
         base = "build/check/no/size"
