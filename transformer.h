@@ -99,7 +99,8 @@
  *   exp is within 2 ULP over its range; products accumulate in f32, one chain per output. NaN and Inf go through
  *   every op as IEEE arithmetic says. Softmax of a row with only -inf is zero. gcc's -ffast-math and -Ofast do not
  *   change results (linking with them turns subnormal numbers off for the whole program: that is theirs); clang's
- *   cannot be kept out and are refused by #error.
+ *   cannot be kept out and are refused by #error, but for two parts of -ffast-math that no macro shows:
+ *   -ffp-contract=fast and -funsafe-math-optimizations do change results there.
  *   DETERMINISM. On one instruction set the same inputs give the same bits, whatever the number of threads, the
  *   batch a row sits in, packed or plain weights, a prompt fed whole, in chunks or id by id, keys from a cache of
  *   the same dtype or from a tensor; but for the sign and payload of a NaN. A sum over an axis whose elements lie
@@ -1482,7 +1483,7 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 /* Exact arithmetic whatever the flags: no contraction of x * y + z, no -ffast-math. Results must not depend on how a
  * user compiles. gcc takes it per function (and drops __FAST_MATH__); clang contracts in its back end under
  * -ffast-math and compiles its own intrinsics with it, which no pragma undoes (probed with 14 and 19), so there it is
- * refused. */
+ * refused; -ffp-contract=fast and -funsafe-math-optimizations alone define no macro by which they could be. */
 #if defined(__clang__)
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "transformer.h: clang cannot compute exactly under -ffast-math: add -fno-fast-math for this file"
@@ -21794,9 +21795,9 @@ TFM__STRICT_FP_END
 #undef TFM__SPIN_US
 #undef TFM__STACK_BYTES
 #undef TFM__STARS_MOST
+#undef TFM__STORE_Few
 #undef TFM__STORE_INT
 #undef TFM__STORE_LOOP
-#undef TFM__STORE_Few
 #undef TFM__STORE_Many
 #undef TFM__STORE_Once
 #undef TFM__STREAM_AHEAD
