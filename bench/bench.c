@@ -148,15 +148,15 @@ static tfm_tensor *call_linear(bench_run *r, int64_t set) {
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-/* Keys [*begin, *end) that query i attends: every kind of mask here leaves one range. */
+/* Keys [*begin, *end) that query i attends: every kind of mask here leaves one range. The last query stands beside the last
+ * key that is no padding. */
 static void attended_keys(const bench_run *r, int64_t i, int64_t lq, int64_t lk, int64_t *begin, int64_t *end) {
     int kind = r->set.mask, causal = r->set.causal || r->set.window || kind == MASK_BOOL || kind == MASK_PREFIX;
-    int64_t position = i + lk - lq, segment = 4 * i / lq;
+    int64_t held = kind == MASK_LENGTHS ? (lk + 1) / 2 : lk, position = i + held - lq, segment = 4 * i / lq;
     *begin = 0;
-    *end = causal ? position + 1 : lk;
+    *end = causal ? position + 1 : held;
     if (r->set.window && position + 1 - r->set.window > 0) *begin = position + 1 - r->set.window;
     if (kind == MASK_PREFIX && *end < lk / 4) *end = lk / 4;
-    if (kind == MASK_LENGTHS && *end > (lk + 1) / 2) *end = (lk + 1) / 2;
     if (kind == MASK_SEGMENTS) {
         int64_t first = (segment * lk + 3) / 4, behind = ((segment + 1) * lk + 3) / 4;
         if (*begin < first) *begin = first;

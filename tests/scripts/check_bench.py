@@ -37,6 +37,14 @@ def measure(op, isa, *more):
     return "" if row["peak_share"] > 0 or row["bound"] == "none" else f"no share: {lines[0]}"
 
 
+def counts(flops, op, *options):
+    """What the share is made of: the arithmetic of one call, as the shape says it."""
+    done = subprocess.run([BENCH, op, "--runs", "1", "--json", *options], stdout=subprocess.PIPE, timeout=60)
+    row = json.loads(done.stdout)
+    counted = 1e6 * row["gflops"] * row["ms"]
+    return "" if abs(counted - flops) < 0.02 * flops else f"counts {counted:.0f}, {flops} are done: {done.stdout.decode()}"
+
+
 def serves():
     """What comparisons rely on: "ready", then one number for each line."""
     done = subprocess.run([BENCH, "matmul", "--shape", "64,64,64", "--serve"], input=b"run\nrun\n", stdout=subprocess.PIPE, timeout=60)
@@ -64,6 +72,11 @@ for name, op, *options in (("causal attention", "attention", "--causal"), ("grou
     report.attempt(name, measure, op, BEST, *options)
 for mask in ("bool", "bias", "lengths", "segments", "prefix"):
     report.attempt(f"mask {mask}", measure, "attention", BEST, "--mask", mask)
+PAIRS = 4 * 2 * 64  # arithmetic of one query beside one key, in two heads of 64
+for name, pairs, *options in (("all keys", 256 * 256), ("causal", 256 * 257 // 2, "--causal"), ("padded", 256 * 128, "--mask", "lengths"),
+                              ("causal and padded", 128 * 129 // 2, "--mask", "lengths", "--causal"),
+                              ("window of padded", 8 * 120 + 36, "--mask", "lengths", "--window", "8")):
+    report.attempt(f"arithmetic of attention: {name}", counts, PAIRS * pairs, "attention", "--shape", "2,64,256,256", *options)
 report.attempt("serving", serves)
 report.attempt("unknown instruction set", refuses, "matmul", "--isa", "doesnotexist")
 report.attempt("unknown op", refuses, "doesnotexist")
