@@ -350,7 +350,8 @@ static tfm_tensor *call_embedding(bench_run *r, int64_t set) {
 
 static int prepare_encoder(bench_run *r, int64_t set) {
     double rows = (double)(r->shape[0] * r->shape[1]), d = (double)r->shape[2], ff = (double)r->shape[4];
-    double weights = (double)r->shape[5] * (4.0 * d * d + 2.0 * d * ff);
+    double shared = (double)r->kv_heads / (double)r->shape[3];   /* keys and values are narrower by this */
+    double weights = (double)r->shape[5] * (2.0 * d * d * (1.0 + shared) + 2.0 * d * ff);
     tfm_block_config block;
     memset(&block, 0, sizeof block);
     block.d_model = r->shape[2];

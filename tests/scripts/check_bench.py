@@ -77,6 +77,10 @@ for name, pairs, *options in (("all keys", 256 * 256), ("causal", 256 * 257 // 2
                               ("causal and padded", 128 * 129 // 2, "--mask", "lengths", "--causal"),
                               ("window of padded", 8 * 120 + 36, "--mask", "lengths", "--window", "8")):
     report.attempt(f"arithmetic of attention: {name}", counts, PAIRS * pairs, "attention", "--shape", "2,64,256,256", *options)
+for heads in (4, 1):
+    report.attempt(f"arithmetic of an encoder: {heads} key heads", counts,
+                   2 * 64 * (2 * 256 * 256 + 2 * 256 * 64 * heads + 2 * 256 * 512) + 4 * 64 * 64 * 256,
+                   "encoder", "--shape", "1,64,256,4,512,1", "--kv-heads", str(heads))
 report.attempt("serving", serves)
 report.attempt("unknown instruction set", refuses, "matmul", "--isa", "doesnotexist")
 report.attempt("unknown op", refuses, "doesnotexist")
