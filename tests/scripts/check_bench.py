@@ -66,7 +66,8 @@ BEST = ISAS[-1]
 for name, op, *options in (("causal attention", "attention", "--causal"), ("grouped heads", "attention", "--kv-heads", "2"),
                            ("window", "attention", "--window", "8", "--batch", "2"), ("more heads", "attention", "--heads", "8"),
                            ("causal formula", "unfused", "--causal"), ("grouped decoding", "decode", "--kv-heads", "2", "--dtype", "f16"),
-                           ("cold operands", "matmul", "--cold", "--transpose"), ("llama", "decoder_step", "--model", "llama", "--kv-heads", "2"),
+                           ("cold operands", "matmul", "--cold", "--transpose"), ("cold tables", "embedding", "--cold"),
+                           ("llama", "decoder_step", "--model", "llama", "--kv-heads", "2"),
                            ("bf16 weights", "linear", "--dtype", "bf16"), ("all threads", "matmul", "--threads", "0"),
                            ("threads of the user's", "matmul", "--threads", "2", "--parallel-for", "pthreads")):
     report.attempt(name, measure, op, BEST, *options)
