@@ -538,8 +538,8 @@ static void *run_part(void *arg) {
     return NULL;
 }
 static void for_pthreads(void *user, int count, void (*run)(void *arg, int i), void *arg) {
-    pthread_t thread[256];
-    loop_part part[256];
+    pthread_t thread[PEAK_THREADS];
+    loop_part part[PEAK_THREADS];
     (void)user;
     for (int i = 1; i < count; i++) {
         part[i].run = run, part[i].arg = arg, part[i].i = i;
@@ -929,6 +929,6 @@ int main(int argc, char **argv) {
         } else return usage();
         if (index < 0) return usage();
     }
-    if (set.runs < 1 || set.runs > MAX_RUNS || options.threads < 0 || options.threads > 256) return usage();
+    if (set.runs < 1 || set.runs > MAX_RUNS || options.threads < 0 || options.threads > PEAK_THREADS) return usage();
     return argc < 2 ? usage() : run_all(argv[1], &set, &options, each_isa, each_thread, heads);
 }

@@ -18,6 +18,7 @@
 #define PEAK_NOINLINE __attribute__((noinline))
 #define PEAK_ROUNDS 4096      /* iterations between two looks at the clock */
 #define PEAK_SLICES 5
+#define PEAK_THREADS 1024     /* as many as a context takes */
 #define PEAK_BYTES (256 << 10) /* moved between two looks at the clock */
 
 static double bench_now(void) {
@@ -222,7 +223,7 @@ static void *peak_read_thread(void *arg) {
 }
 
 static void peak_run(void *(*body)(void *), peak_job *jobs, int threads) {
-    pthread_t id[256];
+    pthread_t id[PEAK_THREADS];
     int made = 0;
     for (int i = 1; i < threads; i++) {
         if (pthread_create(&id[made], NULL, body, &jobs[i]) == 0) made++;
@@ -237,7 +238,7 @@ static double peak_flops(const char *isa, int threads, double seconds) {
     double best = 0;
     for (size_t r = 0; r < PEAK_SLICES * sizeof peak_rows / sizeof *peak_rows; r++) {
         const peak_row *row = &peak_rows[r / PEAK_SLICES];
-        peak_job jobs[256] = {{0}};
+        peak_job jobs[PEAK_THREADS] = {{0}};
         double sum = 0;
         if (strcmp(row->isa, isa)) continue;
         for (int i = 0; i < threads; i++) { jobs[i].row = row; jobs[i].seconds = seconds / PEAK_SLICES; }
@@ -249,7 +250,7 @@ static double peak_flops(const char *isa, int threads, double seconds) {
 }
 
 static double peak_bandwidth(void *(*body)(void *), const peak_memory *m, const peak_read_row *read, double seconds) {
-    peak_job jobs[256] = {{0}};
+    peak_job jobs[PEAK_THREADS] = {{0}};
     double sum = 0;
     for (int i = 0; i < m->threads; i++) {
         jobs[i].seconds = seconds;
