@@ -733,17 +733,30 @@ static int serve(bench_run *r) {
 
 #define MAX_SIZE (1LL << 31)
 
+/* The number that `text` begins with, up to `end`; 0 on success. Too many digits saturate, and are beyond `most`. */
+static int parse_number(const char *text, char **end, int64_t least, int64_t most, int64_t *out) {
+    long long x = strtoll(text, end, 10);
+    if (*end == text || x < least || x > most) return 1;
+    *out = x;
+    return 0;
+}
+
 static int parse_shape(const char *text, const char *names, int64_t *shape) {
     for (int i = 0; ; i++) {
         char *end;
-        long long x = strtoll(text, &end, 10);
         names = strchr(names, ',');
-        if (end == text || x < 1 || x > MAX_SIZE || *end != (names ? ',' : 0)) return 1;
-        shape[i] = x;
+        if (parse_number(text, &end, 1, MAX_SIZE, &shape[i]) || *end != (names ? ',' : 0)) return 1;
         if (!names) return 0;
         names++;
         text = end + 1;
     }
+}
+
+/* Whether sums of products of the batch and two sizes could overflow. */
+static int too_large(const int64_t *shape, int64_t batch) {
+    for (int i = 1; i < MAX_SHAPE; i++)
+        for (int j = 0; j < i; j++) if ((double)batch * (double)shape[i] * (double)shape[j] > 1e18) return 1;
+    return 0;
 }
 
 static void close_run(bench_run *r) {
@@ -757,6 +770,7 @@ static void close_run(bench_run *r) {
 static int open_run(bench_run *r, const bench_op *op, const bench_settings *set, const tfm_options *options) {
     const char *shape = set->shape ? set->shape : op->default_shape ? op->default_shape : set->model->sizes;
     int of_model = !op->default_shape;
+    int64_t heads;
     tfm_marker mark;
     memset(r, 0, sizeof *r);
     r->op = op;
@@ -766,8 +780,16 @@ static int open_run(bench_run *r, const bench_op *op, const bench_settings *set,
         return 2;
     }
     r->batch = set->batch ? set->batch : 1;
-    r->kv_heads = set->kv_heads ? set->kv_heads : of_model && !set->shape ? set->model->kv_heads
-                : of_model ? r->shape[1] : op->prepare == prepare_encoder ? r->shape[3] : r->shape[0];
+    if (too_large(r->shape, r->batch)) {
+        fprintf(stderr, "%s: --shape %s with --batch %lld is too large\n", op->name, shape, (long long)r->batch);
+        return 2;
+    }
+    heads = r->shape[of_model ? 1 : op->prepare == prepare_encoder ? 3 : 0];
+    if (set->kv_heads > heads) {
+        fprintf(stderr, "%s: --kv-heads is %lld, of %lld heads\n", op->name, (long long)set->kv_heads, (long long)heads);
+        return 2;
+    }
+    r->kv_heads = set->kv_heads ? set->kv_heads : of_model && !set->shape ? set->model->kv_heads : heads;
     r->c = tfm_create(options);
     r->params = r->c ? tfm_params_create(r->c) : NULL;
     r->buffers = 1;
@@ -837,6 +859,13 @@ static char *with_heads(const bench_op *op, const char *text, const char *heads)
     return out;
 }
 
+static int read_number(const char *name, const char *text, int64_t least, int64_t most, int64_t *out) {
+    char *end;
+    if (!parse_number(text, &end, least, most, out) && !*end) return 0;
+    fprintf(stderr, "bench: %s wants a number from %lld to %lld, not '%s'\n", name, (long long)least, (long long)most, text);
+    return 2;
+}
+
 /* Index of `value` in a list of names, -1: not there. */
 static int find_name(const char *value, const char *const *names, int count) {
     for (int i = 0; i < count; i++) if (!strcmp(value, names[i])) return i;
@@ -881,20 +910,21 @@ int main(int argc, char **argv) {
     const char *heads = NULL;
     tfm_options options;
     bench_settings set;
+    int64_t threads = 1, runs = 9;
     int each_isa = 0, each_thread = 0;
     memset(&options, 0, sizeof options);
     memset(&set, 0, sizeof set);
-    options.threads = 1;
     set.dtype = TFM_F32;
-    set.runs = 9;
     set.model = &models[0];
     for (int i = 2; i < argc; i++) {
         const struct { const char *name; int *on; } flags[] = {
             {"--causal", &set.causal}, {"--transpose", &set.transpose}, {"--cold", &set.cold}, {"--json", &set.json},
             {"--bf16-dot", &options.bf16_dot},
             {"--serve", &set.serve}};
-        const struct { const char *name; int64_t *number; } numbers[] = {
-            {"--batch", &set.batch}, {"--kv-heads", &set.kv_heads}, {"--window", &set.window}};
+        const struct { const char *name; int64_t least, most, *number; } numbers[] = {
+            {"--batch", 1, MAX_SIZE, &set.batch}, {"--kv-heads", 1, MAX_SIZE, &set.kv_heads},
+            {"--window", 1, MAX_SIZE, &set.window}, {"--threads", 0, PEAK_THREADS, &threads},
+            {"--runs", 1, MAX_RUNS, &runs}};
         const char *a = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         size_t f;
         int index = 0;
@@ -902,19 +932,13 @@ int main(int argc, char **argv) {
         if (f < sizeof flags / sizeof *flags) { *flags[f].on = 1; continue; }
         if (!value) return usage();
         i++;
+        if (!strcmp(a, "--threads") && (each_thread = !strcmp(value, "each")) != 0) value = "0";
         for (f = 0; f < sizeof numbers / sizeof *numbers && strcmp(a, numbers[f].name); f++) { }
         if (f < sizeof numbers / sizeof *numbers) {
-            if ((*numbers[f].number = strtoll(value, NULL, 10)) < 1) return usage();
+            if (read_number(a, value, numbers[f].least, numbers[f].most, numbers[f].number)) return 2;
         } else if (!strcmp(a, "--shape")) set.shape = value;
         else if (!strcmp(a, "--heads")) heads = value;
         else if (!strcmp(a, "--isa")) { each_isa = !strcmp(value, "each"); options.isa = each_isa ? NULL : value; }
-        else if (!strcmp(a, "--threads")) {
-            char *end;
-            each_thread = !strcmp(value, "each");
-            options.threads = (int)strtol(value, &end, 10);
-            if (!each_thread && (end == value || *end)) return usage();
-        }
-        else if (!strcmp(a, "--runs")) set.runs = atoi(value);
         else if (!strcmp(a, "--mask")) set.mask = index = find_name(value, mask_names, MASK_KINDS);
         else if (!strcmp(a, "--dtype")) {
             index = find_name(value, dtypes, 3);
@@ -929,6 +953,7 @@ int main(int argc, char **argv) {
         } else return usage();
         if (index < 0) return usage();
     }
-    if (set.runs < 1 || set.runs > MAX_RUNS || options.threads < 0 || options.threads > PEAK_THREADS) return usage();
+    options.threads = (int)threads;
+    set.runs = (int)runs;
     return argc < 2 ? usage() : run_all(argv[1], &set, &options, each_isa, each_thread, heads);
 }

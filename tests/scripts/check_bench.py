@@ -89,6 +89,10 @@ report.attempt("bad shape", refuses, "matmul", "--shape", "1,x,3")
 report.attempt("missing size", refuses, "matmul", "--shape", "1,3")
 report.attempt("huge size", refuses, "matmul", "--shape", "99999999999,64,64")
 report.attempt("no number of threads", refuses, "matmul", "--shape", "8,8,8", "--threads", "abc")
+for option, value in (("--runs", "3x"), ("--runs", "99999999999999999999"), ("--batch", "2.5"), ("--batch", "0"), ("--window", "8,"),
+                      ("--threads", "1025"), ("--threads", "-1"), ("--kv-heads", "5")):
+    report.attempt(f"{option} {value}", refuses, "attention", "--shape", "4,32,64,64", option, value)
+report.attempt("sizes that overflow", refuses, "linear", "--shape", "2147483648,2147483648,8", "--batch", "2147483648")
 report.attempt("unknown mask", refuses, "attention", "--mask", "doesnotexist")
 report.attempt("unknown threads", refuses, "matmul", "--parallel-for", "doesnotexist")
 report.attempt("heads of what has none", refuses, "softmax", "--heads", "2")
