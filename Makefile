@@ -75,7 +75,7 @@ TOGETHER := $(filter-out $(ALONE),$(PRIVATE))
 COPY := private-$(subst $(space),+,$(TOGETHER:test_%=%))
 PRIVATE_OBJECTS := $(ALONE) $(if $(TOGETHER),$(COPY))
 FILTERS := $(foreach f,$(FILTER),'$(f)')
-HARNESS := tests/test.h tests/mini_criterion.h
+HARNESS := tests/test.h tests/mini_criterion.h $(wildcard tests/*_helpers.h tests/reference_*.h)
 
 # objects(KIND, COMMAND): how the shared tests of a kind are compiled
 define objects
@@ -94,7 +94,7 @@ build/$(1)/impl.o build/$(1)/isas.o: build/$(1)/%.o: tests/%.c $(HEADER)
 $$(ALONE:%=build/$(1)/%.o): build/$(1)/%.o: tests/%.c $(HEADER) $(HARNESS)
 	@mkdir -p $$(@D)
 	$$(Q)$(3) $(4) -I. -c $$< -o $$@
-build/$(1)/$(COPY).o: $$(TOGETHER:%=tests/%.c) $(HEADER) $(HARNESS) tests/kernel_helpers.h
+build/$(1)/$(COPY).o: $$(TOGETHER:%=tests/%.c) $(HEADER) $(HARNESS)
 	@mkdir -p $$(@D)
 	@printf '#include "%s"\n' $$(TOGETHER:%=tests/%.c) >$$(@:.o=.c)
 	$$(Q)$(3) $(4) -I. -c $$(@:.o=.c) -o $$@
