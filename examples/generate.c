@@ -9,6 +9,7 @@
 #include "transformer.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@ static int usage(void) {
 
 /* 0: the arguments are not as they should be. */
 static int parse(int argc, char **argv, options *o) {
+    char *end = NULL;
     int i;
     o->prompt = "";
     o->steps = 256;
@@ -39,11 +41,14 @@ static int parse(int argc, char **argv, options *o) {
     o->model = argv[1];
     o->tokenizer = argv[2];
     for (i = 3; i + 1 < argc; i += 2) {
-        if (!strcmp(argv[i], "-p")) o->prompt = argv[i + 1];
-        else if (!strcmp(argv[i], "-n")) o->steps = atoll(argv[i + 1]);
-        else if (!strcmp(argv[i], "-t")) o->temperature = atof(argv[i + 1]);
-        else if (!strcmp(argv[i], "-s")) o->seed = strtoull(argv[i + 1], NULL, 10);
+        const char *value = argv[i + 1];
+        errno = 0;
+        if (!strcmp(argv[i], "-p")) { o->prompt = value; continue; }
+        if (!strcmp(argv[i], "-n")) o->steps = strtoll(value, &end, 10);
+        else if (!strcmp(argv[i], "-t")) o->temperature = strtod(value, &end);
+        else if (!strcmp(argv[i], "-s")) o->seed = strtoull(value, &end, 10);
         else return 0;
+        if (errno || end == value || *end) return 0; /* not a number, or more than one */
     }
     return i == argc;
 }

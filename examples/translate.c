@@ -132,11 +132,13 @@ int main(int argc, char **argv) {
     int64_t beams = 1;
     tfm_ctx *c;
     tfm_params *p;
+    char *end;
     int i, failed;
     for (i = 5; i + 1 < argc; i += 2) {
-        if (!strcmp(argv[i], "--beam") && atoll(argv[i + 1]) > 0) beams = atoll(argv[i + 1]);
-        else if (!strcmp(argv[i], "--heatmap")) picture = argv[i + 1];
-        else break;
+        if (!strcmp(argv[i], "--heatmap")) { picture = argv[i + 1]; continue; }
+        if (strcmp(argv[i], "--beam")) break;
+        beams = strtoll(argv[i + 1], &end, 10);
+        if (*end || beams < 1) break;
     }
     if (argc < 5 || i != argc) {
         fprintf(stderr, "usage: translate MODEL SOURCE_VOCAB TARGET_VOCAB \"a b c\" [--beam N] [--heatmap out.svg]\n");

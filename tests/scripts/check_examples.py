@@ -88,6 +88,11 @@ for isa in ISAS:
     report.attempt(f"tour on {isa}", contains, [isa], isa, "tour")
 for program in ("classify", "tag", "embed", "generate", "translate"):
     report.attempt(f"usage of {program}", usage, program, "--help")
+for value in ("", "12x", "x", "99999999999999999999"):
+    for option in ("-n", "-s"):
+        report.attempt(f"generate {option} '{value}'", usage, "generate", "model", "tokenizer", option, value)
+report.attempt("generate -t 0.5x", usage, "generate", "model", "tokenizer", "-t", "0.5x")
+report.attempt("translate --beam 4x", usage, "translate", "model", "source", "target", "a b c", "--beam", "4x")
 report.attempt("every kind of mask", contains, ["nonzero", "query_lengths", "relative_bias"], ISAS[-1], "masks")
 report.attempt("the tour's picture", picture, "tour.svg", ISAS[-1], "tour")
 
