@@ -8,6 +8,7 @@ programs; one that is missing is left out.
 
 Writes build/report/peers.json, one object a line; bench/report.py prints the table and draws the plots. Standard library only."""
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -73,14 +74,26 @@ class Program:
         return self.process.stdout.readline().strip() == "ready"
 
     def run(self):
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        self.ms.append(float(self.process.stdout.readline()))
+        """Whether it lives and has timed a batch."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("run\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if line:
+            self.ms.append(float(line))
+        return bool(line)
 
     def close(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
+
+
+def refuse_unknown(option, names, known):
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        sys.exit(f"{option}: no {', '.join(unknown)}; there are {', '.join(sorted(set(known)))}")
 
 
 def compare(row, names, arguments):
@@ -91,7 +104,7 @@ def compare(row, names, arguments):
         done = subprocess.run(["build/bench", *asked, *isa, "--runs", "3", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode == 0:
             break
-    if not done.stdout:
+    if done.returncode:
         print(f"{row['op']} {row['shape']}: {done.stderr.decode().strip()}", file=sys.stderr)
         return []
     ours = json.loads(done.stdout)
@@ -99,10 +112,15 @@ def compare(row, names, arguments):
     programs += [Program(n, PROGRAMS[n][0] + asked, arguments.threads) for n in names]
     ready = [p for p in programs if p.ready()]  # one that has no such op ends instead
     for _ in range(arguments.rounds if len(ready) > 1 else 3):
+        alive = []
         for p in ready:
             if arguments.threads > 1:
                 time.sleep(0.3)  # OpenMP's workers spin for 0.2 s after a job: on the cores of the next program
-            p.run()
+            if p.run():
+                alive.append(p)
+            else:
+                print(f"{p.name} ends in the middle of {row['op']} {row['shape']}: left out", file=sys.stderr)
+        ready = alive
     for p in programs:
         p.close()
     if not ready or ready[0] is not programs[0]:
@@ -133,11 +151,15 @@ def main():
     parser.add_argument("--out", default="build/report/peers.json")
     arguments = parser.parse_args()
     wanted = arguments.peers.split(",")
+    if not os.path.exists("build/bench"):
+        sys.exit("build/bench is missing: make build/bench")
+    refuse_unknown("--peers", wanted, PROGRAMS)
     there = [n for n in wanted if os.path.exists(PROGRAMS[n][1])]
     for name in sorted(set(wanted) - set(there)):
         print(f"{name} is not installed: left out")
     only = arguments.only.split(",") if arguments.only else []
-    os.makedirs(os.path.dirname(arguments.out), exist_ok=True)
+    refuse_unknown("--only", only, {row[key] for row in ROWS for key in ("op", "group")})
+    os.makedirs(os.path.dirname(arguments.out) or ".", exist_ok=True)
     with open(arguments.out, "w", encoding="utf-8") as out:
         for row in ROWS:
             if only and row["op"] not in only and row["group"] not in only:

@@ -28,6 +28,9 @@ def label(row):
 
 
 def read(paths):
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        sys.exit(f"{', '.join(missing)} is missing: make bench-peers")
     return [json.loads(line) for path in paths for line in open(path, encoding="utf-8")]
 
 
