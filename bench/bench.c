@@ -52,7 +52,7 @@ typedef struct bench_settings {
     const char *shape;
     const bench_model *model;
     int64_t batch, kv_heads, window;     /* 0: 1, as many as heads, none */
-    int causal, mask, transpose, dtype, cold, runs, json, serve;
+    int causal, mask, transpose, bf16_dot, dtype, cold, runs, json, serve;
 } bench_settings;
 
 typedef struct bench_op bench_op;
@@ -445,7 +445,7 @@ static tfm_tensor *call_create(bench_run *r, int64_t set) {
     memset(&options, 0, sizeof options);
     options.threads = tfm_threads(r->c);
     options.isa = tfm_isa_name(r->c);
-    tfm_destroy(tfm_create(&options));
+    for (int64_t i = 0; i < r->shape[0]; i++) tfm_destroy(tfm_create(&options));
     return r->operand[set][0];
 }
 
@@ -692,10 +692,11 @@ static void print_result(const bench_run *r, const bench_result *x) {
     if (r->set.json) {
         printf("{\"op\": \"%s\", \"shape\": [%s], \"isa\": \"%s\", \"threads\": %d, \"dtype\": \"%s\", "
                "\"batch\": %lld, \"kv_heads\": %lld, \"causal\": %s, \"window\": %lld, \"mask\": \"%s\", "
-               "\"model\": \"%s\", \"cold\": %s, \"ms\": %.6f, ",
+               "\"model\": \"%s\", \"cold\": %s, \"transpose\": %s, \"bf16_dot\": %s, \"ms\": %.6f, ",
                r->op->name, text, isa, threads, dtype, (long long)r->batch, (long long)r->kv_heads,
                r->set.causal ? "true" : "false", (long long)r->set.window, mask_names[r->set.mask],
-               r->op->default_shape ? "" : r->set.model->name, r->set.cold ? "true" : "false", 1e3 * x->seconds);
+               r->op->default_shape ? "" : r->set.model->name, r->set.cold ? "true" : "false",
+               r->set.transpose ? "true" : "false", r->set.bf16_dot ? "true" : "false", 1e3 * x->seconds);
         if (r->op->bound == BOUND_ROOFLINE) printf("\"gflops\": %.3f, \"peak_gflops\": %.3f, ", gflops, 1e-9 * x->fma);
         printf("\"gbs\": %.3f, \"peak_gbs\": %.3f, \"bound\": \"%s\", \"peak_share\": %.4f, \"memory_bytes\": %lld}\n",
                gbs, 1e-9 * x->bandwidth, x->bound, x->share, (long long)r->memory);
@@ -706,6 +707,8 @@ static void print_result(const bench_run *r, const bench_result *x) {
     if (r->set.window) append(more, sizeof more, " window %lld", (long long)r->set.window);
     if (r->set.mask) append(more, sizeof more, " %s", mask_names[r->set.mask]);
     if (!r->op->default_shape) append(more, sizeof more, " %s", r->set.model->name);
+    if (r->set.transpose) append(more, sizeof more, " transpose");
+    if (r->set.bf16_dot) append(more, sizeof more, " bf16-dot");
     if (r->set.cold) append(more, sizeof more, " cold");
     printf("%-14s %-26s %-6s %2d %-4s %11.4f ms", r->op->name, text, isa, threads, dtype, 1e3 * x->seconds);
     if (r->op->bound != BOUND_NONE)
@@ -919,7 +922,7 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         const struct { const char *name; int *on; } flags[] = {
             {"--causal", &set.causal}, {"--transpose", &set.transpose}, {"--cold", &set.cold}, {"--json", &set.json},
-            {"--bf16-dot", &options.bf16_dot},
+            {"--bf16-dot", &set.bf16_dot},
             {"--serve", &set.serve}};
         const struct { const char *name; int64_t least, most, *number; } numbers[] = {
             {"--batch", 1, MAX_SIZE, &set.batch}, {"--kv-heads", 1, MAX_SIZE, &set.kv_heads},
@@ -954,6 +957,7 @@ int main(int argc, char **argv) {
         if (index < 0) return usage();
     }
     options.threads = (int)threads;
+    options.bf16_dot = set.bf16_dot;
     set.runs = (int)runs;
     return argc < 2 ? usage() : run_all(argv[1], &set, &options, each_isa, each_thread, heads);
 }

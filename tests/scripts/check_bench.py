@@ -13,7 +13,7 @@ SHAPES = {"matmul": "64,64,64", "linear": "32,64,48", "linear_plain": "3,64,48",
           "decoder_step": "64,4,128,2,100,16", "prompt": "64,4,128,2,100,16", "create": "1", "handoff": "1",
           "pack": "40,72", "open_mapped": "2", "open_packed": "2"}
 ROWS = "64,200"  # every other op works on rows
-FIELDS = {"op", "shape", "isa", "threads", "dtype", "ms", "peak_share", "bound", "memory_bytes"}
+FIELDS = {"op", "shape", "isa", "threads", "dtype", "transpose", "bf16_dot", "cold", "ms", "peak_share", "bound", "memory_bytes"}
 BOUNDS = {"fma", "read", "copy", "fresh", "none"}
 ISAS = subprocess.run(["build/test-mini/isas"], stdout=subprocess.PIPE, check=True).stdout.decode().split()
 OPS = re.findall(r"^  (\w+) +--shape", subprocess.run([BENCH], stderr=subprocess.PIPE).stderr.decode(), re.M)
