@@ -19,5 +19,5 @@ int main(void) {
         return 1;
     }
     tfm_destroy(c);
-    return 0;
+    return fflush(stdout) || ferror(stdout);                           /* 1: it could not be written */
 }

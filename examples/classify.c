@@ -55,5 +55,5 @@ done:
     if (bad && tfm_error(c)[0]) fprintf(stderr, "%s\n", tfm_error(c));
     tfm_params_destroy(p);
     tfm_destroy(c);
-    return bad;
+    return bad || fflush(stdout) || ferror(stdout);
 }

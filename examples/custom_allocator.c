@@ -47,5 +47,5 @@ int main(void) {
     tfm_clear(c);
     tfm_destroy(c);
     printf("blocks still held: %lld\n", (long long)arena.blocks);
-    return arena.blocks != 0;
+    return arena.blocks != 0 || fflush(stdout) || ferror(stdout);
 }

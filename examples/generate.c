@@ -134,5 +134,5 @@ int main(int argc, char **argv) {
     if (failed) fprintf(stderr, "generate: %s\n", tfm_error(c));
     tfm_params_destroy(weights);
     tfm_destroy(c);
-    return failed;
+    return failed || fflush(stdout) || ferror(stdout);
 }

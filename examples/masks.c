@@ -81,5 +81,5 @@ int main(void) {
         || draw(c, "they combine: bottom-right causal and key_lengths 5 and keep", &m[15]);
     if (bad) fprintf(stderr, "%s\n", tfm_error(c));
     tfm_destroy(c);
-    return bad;
+    return bad || fflush(stdout) || ferror(stdout);
 }

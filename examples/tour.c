@@ -149,7 +149,7 @@ int main(void) {
 failed:
     if (tfm_error(c)[0]) fprintf(stderr, "%s\n", tfm_error(c));
     tfm_params_destroy(p);
-    bad = tfm_status_of(c) != TFM_OK;
+    bad = tfm_status_of(c) != TFM_OK || fflush(stdout) || ferror(stdout);
     tfm_destroy(c);
     return bad;
 }

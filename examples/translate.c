@@ -150,5 +150,5 @@ int main(int argc, char **argv) {
     if (failed) fprintf(stderr, "translate: %s\n", tfm_error(c));
     tfm_params_destroy(p);
     tfm_destroy(c);
-    return failed;
+    return failed || fflush(stdout) || ferror(stdout);
 }

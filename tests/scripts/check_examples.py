@@ -48,6 +48,14 @@ def usage(program, *arguments):
     return "" if done.returncode and done.stderr.startswith(b"usage: ") and not done.stdout else repr(done)
 
 
+def full(program, *arguments):
+    """What could not be written is not a success."""
+    with open("/dev/full", "wb") as device:
+        done = subprocess.run([f"{BUILD}/{program}", *arguments], cwd=work, timeout=600, stdin=subprocess.DEVNULL, stdout=device,
+                              stderr=subprocess.DEVNULL)
+    return "" if done.returncode == 1 else f"exit status {done.returncode}"
+
+
 def picture(path, isa, program, *arguments):
     problem, _ = run(isa, program, *arguments)
     if problem:
@@ -93,6 +101,11 @@ for value in ("", "12x", "x", "99999999999999999999"):
         report.attempt(f"generate {option} '{value}'", usage, "generate", "model", "tokenizer", option, value)
 report.attempt("generate -t 0.5x", usage, "generate", "model", "tokenizer", "-t", "0.5x")
 report.attempt("translate --beam 4x", usage, "translate", "model", "source", "target", "a b c", "--beam", "4x")
+if os.path.exists("/dev/full"):
+    for program in ("attention", "masks", "custom_allocator", "own_threads", "tour"):
+        report.attempt(f"{program} onto a full disk", full, program)
+    for program in ("classify", "tag", "embed"):
+        report.attempt(f"{program} onto a full disk", full, program, ids)
 report.attempt("every kind of mask", contains, ["nonzero", "query_lengths", "relative_bias"], ISAS[-1], "masks")
 report.attempt("the tour's picture", picture, "tour.svg", ISAS[-1], "tour")
 
@@ -108,6 +121,8 @@ if os.path.isdir(stories):
         done = start(ISAS[-1], "generate", *model, "-n", "1", "-p", "Once upon a time")
         return "" if done.stdout and not done.returncode and b"tokens/s" not in done.stderr else repr(done)
     report.attempt("generate nothing", no_rate, model)
+    if os.path.exists("/dev/full"):
+        report.attempt("generate onto a full disk", full, "generate", *model, "-n", "1")
     report.attempt("generate from a prompt", contains, ["Lily"], ISAS[-1], "generate", *model, "-t", "0", "-n", "60", "-p", "Lily")
 else:
     report.skip("generate", "no stories260k; set TFM_SHARED")
@@ -126,6 +141,8 @@ if os.path.isdir(aren):
         path = write(os.path.join(work, "three.txt"), "<blank>\n<s>\n</s>\n")
         problem, out = run(ISAS[-1], "translate", model[0], model[1], path, "آ ت ز م و ن")
         return "" if "tfm_tokenizer_decode" in problem and not out else f"prints {out!r}, {problem}"
+    if os.path.exists("/dev/full"):
+        report.attempt("translate onto a full disk", full, "translate", *model, "آ ت ز م و ن")
     report.attempt("translate into words that the vocabulary lacks", short_vocabulary)
     report.attempt("the cross-attention picture", picture, "cross.svg", ISAS[-1], "translate", *model, "آ ت ز م و ن", "--heatmap", "cross.svg")
 else:
