@@ -149,8 +149,8 @@ static tfm_tensor *call_linear(bench_run *r, int64_t set) {
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-/* Keys [*begin, *end) that query i attends: every kind of mask here leaves one range. The last query stands beside the last
- * key that is no padding. */
+/* Keys [*begin, *end) that query i attends: every kind of mask here leaves one range. The last query stands beside
+ * the last key that is no padding. */
 static void attended_keys(const bench_run *r, int64_t i, int64_t lq, int64_t lk, int64_t *begin, int64_t *end) {
     int kind = r->set.mask, causal = r->set.causal || r->set.window || kind == MASK_BOOL || kind == MASK_PREFIX;
     int64_t held = kind == MASK_LENGTHS ? (lk + 1) / 2 : lk, position = i + held - lq, segment = 4 * i / lq;
@@ -789,7 +789,8 @@ static int open_run(bench_run *r, const bench_op *op, const bench_settings *set,
     }
     heads = r->shape[of_model ? 1 : op->prepare == prepare_encoder ? 3 : 0];
     if (set->kv_heads > heads) {
-        fprintf(stderr, "%s: --kv-heads is %lld, of %lld heads\n", op->name, (long long)set->kv_heads, (long long)heads);
+        fprintf(stderr, "%s: --kv-heads is %lld, of %lld heads\n", op->name, (long long)set->kv_heads,
+                (long long)heads);
         return 2;
     }
     r->kv_heads = set->kv_heads ? set->kv_heads : of_model && !set->shape ? set->model->kv_heads : heads;
@@ -865,7 +866,8 @@ static char *with_heads(const bench_op *op, const char *text, const char *heads)
 static int read_number(const char *name, const char *text, int64_t least, int64_t most, int64_t *out) {
     char *end;
     if (!parse_number(text, &end, least, most, out) && !*end) return 0;
-    fprintf(stderr, "bench: %s wants a number from %lld to %lld, not '%s'\n", name, (long long)least, (long long)most, text);
+    fprintf(stderr, "bench: %s wants a number from %lld to %lld, not '%s'\n", name, (long long)least, (long long)most,
+            text);
     return 2;
 }
 
