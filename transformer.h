@@ -1390,6 +1390,9 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #elif TFM__ARM64
 #include <arm_neon.h>
 #endif
+#if !TFM__X86
+#include <fenv.h>
+#endif
 
 #if defined(_WIN32)
 #define TFM__WINDOWS 1
@@ -1706,7 +1709,7 @@ TFM__UNUSED static uint64_t tfm__fp_mode(void) {
     __asm__ __volatile__("mrs %0, fpcr" : "=r"(mode));
     return mode;
 #else
-    return 0;
+    return (uint64_t)fegetround(); /* of subnormals C says nothing */
 #endif
 }
 
@@ -1719,7 +1722,7 @@ TFM__UNUSED static void tfm__fp_set(uint64_t mode) {
 #elif TFM__ARM64 && (defined(__GNUC__) || defined(__clang__))
     __asm__ __volatile__("msr fpcr, %0" : : "r"(mode));
 #else
-    (void)mode;
+    fesetround((int)mode);
 #endif
 }
 
