@@ -1202,7 +1202,7 @@ typedef struct tfm_generate_options {
  * to stop. prompts and out have `count` entries, as many as the session has rows. Each row has the bits of running
  * alone. options NULL: greedy, until the session is full. The last id of a row is chosen but not fed, so a session can
  * go on with it; tfm_session_reset begins anew. Refused arguments leave out alone; after a later error it holds the
- * ids so far, without text, and reason means nothing. */
+ * ids so far, without text, and reason -1 where a row had none yet. */
 TFM_API TFM_CHECK tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                           const tfm_generate_options *options, tfm_sequence *out);
 
@@ -2699,8 +2699,8 @@ TFM__UNUSED static float tfm__normal_at(uint64_t seed, uint64_t stream, uint64_t
 #else
 #define TFM__HAVE_AVX512 0
 #endif
-/* clang leaves it out of 32-bit builds without SSE2 */
-#if TFM__HAVE_AVX512 && (defined(__clang__) ? defined(__SSE2__) : __GNUC__ >= 10)
+/* clang leaves it out of 32-bit builds without SSE2; clang 16 recurses over its edge kernel until its stack is full */
+#if TFM__HAVE_AVX512 && (defined(__clang__) ? defined(__SSE2__) && __clang_major__ != 16 : __GNUC__ >= 10)
 #define TFM__HAVE_BF16_DOT 1 /* the compiler knows the instruction; the processor is asked */
 #else
 #define TFM__HAVE_BF16_DOT 0

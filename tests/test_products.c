@@ -442,7 +442,8 @@ static tfm_ctx *dot_context(const char *isa, int threads) {
 }
 
 static int processor_has_bf16_dot(void) {
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__clang__) ? defined(__SSE2__) : __GNUC__ >= 10)
+#if (defined(__x86_64__) || defined(__i386__)) && \
+    (defined(__clang__) ? defined(__SSE2__) && __clang_major__ != 16 : __GNUC__ >= 10)
     return __builtin_cpu_supports("avx512bf16") != 0;
 #else
     return 0;
