@@ -261,9 +261,8 @@ enum { TFM_LOG_DEBUG = 0, TFM_LOG_INFO = 1, TFM_LOG_WARNING = 2, TFM_LOG_ERROR =
 
 /* Options of a context. All zero = every default. */
 typedef struct tfm_options {
-    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone; at most 1024. Each takes 1
-     * MiB of scratch. They are not pinned; on Linux one that the system runs on the caller's processor moves to another
-     */
+    /* 0: the least of physical cores, affinity and cgroup quota; 1: the caller alone; at most 1024. Each takes 1 MiB of
+     * scratch. None is pinned; on Linux one that the system runs on the caller's processor moves to another */
     int threads;
     /* NULL: environment TFM_ISA, else the best; "scalar", "neon", "avx2", "avx512": only lowers */
     const char *isa;
@@ -690,8 +689,8 @@ typedef struct tfm_attention_options {
  * multiple of Hkv (grouped-query: query head h uses key head h / (H / Hkv)). Returns (B, H, Lq, dv), laid out (B, Lq,
  * H, dv) in memory so that tfm_combine_heads is a view. options NULL = no mask. Memory beyond the result is
  * bounded whatever Lq and Lk are: tiles of online softmax (Milakov and Gimelshein 2018, Dao et al. 2022), and some KiB
- * a thread where few queries see many keys. dk and dv up to 65536. 2
- * B H Lq Lk (dk + dv) FLOPs, less what the mask leaves out by whole tiles. */
+ * a thread where few queries see many keys. dk and dv up to 65536. 2 B H Lq Lk (dk + dv) FLOPs, less what the mask
+ * leaves out by whole tiles. */
 TFM_API tfm_tensor *tfm_attention(tfm_ctx *c, const tfm_tensor *q, const tfm_tensor *k, const tfm_tensor *v,
                                   const tfm_attention_options *options);
 
@@ -785,7 +784,7 @@ TFM_API tfm_tensor *tfm_params_find(const tfm_params *p, const char *name);
 TFM_API int64_t tfm_params_count(const tfm_params *p);
 TFM_API const char *tfm_params_name(const tfm_params *p, int64_t index);
 TFM_API tfm_tensor *tfm_params_at(const tfm_params *p, int64_t index);
-TFM_API int64_t tfm_params_bytes(const tfm_params *p);         /* of all elements: wrapped, mapped, padding of packed */
+TFM_API int64_t tfm_params_bytes(const tfm_params *p);         /* of all: wrapped, mapped, the padding of packed ones */
 /* 1: an init that meets a name which is not there fails instead of making it (after loading a trained model). Only
  * "alibi_slopes", which are constants, are made all the same. */
 TFM_API void tfm_params_strict(tfm_params *p, int on);
