@@ -10192,7 +10192,7 @@ static void tfm__map_task(void *arg, int64_t begin, int64_t end, int slot) {
             int step[2] = {1, 1};
             for (i = 0; i < m->inputs; ++i) {
                 const int64_t s = m->w.step[1 + i];
-                src[i] = (const float *)tfm__byte(m->src[i], m->src_dtype[i], at.offset[1 + i] + x * s);
+                src[i] = (const float *)(const void *)tfm__byte(m->src[i], m->src_dtype[i], at.offset[1 + i] + x * s);
                 if (tfm__map_direct(m, i)) {
                     step[i] = (int)s;
                 } else {
@@ -10200,7 +10200,7 @@ static void tfm__map_task(void *arg, int64_t begin, int64_t end, int slot) {
                     src[i] = tiles[i];
                 }
             }
-            m->fn(m, direct_y ? (float *)dst : tiles[2], src[0], step[0], src[1], step[1], n);
+            m->fn(m, direct_y ? (float *)(void *)dst : tiles[2], src[0], step[0], src[1], step[1], n);
             if (!direct_y) m->k->store(dst, m->dst_dtype, 1, tiles[2], n);
         }
         if (from + length == m->w.n) tfm__cursor_next(&m->w, &at);
@@ -10559,7 +10559,7 @@ static double tfm__reduce_row(const tfm__reduction *r, int64_t offset, int64_t s
     float tile[TFM__PIECE];
     double all = tfm__reduce_start(r->what);
     int64_t begin;
-    if (r->dtype == TFM_F32 && step == 1) return (double)r->k->reduce(kernel, (const float *)src, n);
+    if (r->dtype == TFM_F32 && step == 1) return (double)r->k->reduce(kernel, (const float *)(const void *)src, n);
     for (begin = 0; begin < n; begin += TFM__PIECE) {
         const int64_t m = tfm__min64(n - begin, TFM__PIECE);
         r->k->load(tile, src + begin * step * size, r->dtype, step, m);
@@ -10677,7 +10677,7 @@ static void tfm__reduce_columns_task(void *arg, int64_t begin, int64_t end, int 
             for (; row < last; ++row) {
                 for (i = first; i < past; ++i) {
                     const int64_t offset = out.offset[0] + column * step + at.offset[0] + i * g->step[0];
-                    const float *x = (const float *)tfm__byte(r->src, r->dtype, offset);
+                    const float *x = (const float *)(const void *)tfm__byte(r->src, r->dtype, offset);
                     if (r->dtype != TFM_F32 || step != 1) {
                         r->k->load(tile, x, r->dtype, step, columns);
                         x = tile;
@@ -11087,7 +11087,7 @@ static void tfm__softmax_task(void *arg, int64_t begin, int64_t end, int slot) {
         count = (int)tfm__min64(together, end - row);
         for (r = 0; r < count; ++r) {
             dst = s->y + at.offset[0] * tfm_dtype_size(s->y_dtype);
-            rows[r].x = (const float *)tfm__byte(s->x, s->x_dtype, at.offset[1]);
+            rows[r].x = (const float *)(const void *)tfm__byte(s->x, s->x_dtype, at.offset[1]);
             rows[r].y = direct_y ? (float *)(void *)dst : lane;
             if (!direct_x) {
                 s->k->load(rows[r].y, rows[r].x, s->x_dtype, s->x_step, s->n);
@@ -11585,7 +11585,7 @@ static void tfm__product_b(const struct tfm__kernels *k, const tfm__product *p, 
         if (p->b_panels) return;
         g->plain = NULL;
         if (k->keep_b && p->b_dtype == TFM_F32 && p->b_col == 1 && g->cols % (2 * TFM__PANEL) == 0) {
-            g->plain = (const float *)tfm__byte(p->b, TFM_F32, k0 * p->b_row + j);
+            g->plain = (const float *)(const void *)tfm__byte(p->b, TFM_F32, k0 * p->b_row + j);
             g->plain_row = p->b_row;
             return;
         }

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 HEADER = "transformer.h"
-WARNINGS = ("-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wundef -Werror").split()
+WARNINGS = ("-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wundef -Wcast-align -Werror").split()
 
 
 class Report:
