@@ -3515,7 +3515,25 @@ TFM__ALWAYS_INLINE tfm__v v_iota(void) { return _mm256_setr_ps(0.0f, 1.0f, 2.0f,
 TFM__ALWAYS_INLINE tfm__v v_load(const float *p) { return _mm256_loadu_ps(p); }
 TFM__ALWAYS_INLINE void v_store(float *p, tfm__v a) { _mm256_storeu_ps(p, a); }
 TFM__ALWAYS_INLINE tfm__v v_loadn(const float *p, int64_t n) { return _mm256_maskload_ps(p, TFM__FN(lanes_n)(n)); }
-TFM__ALWAYS_INLINE void v_storen(float *p, tfm__v a, int64_t n) { _mm256_maskstore_ps(p, TFM__FN(lanes_n)(n), a); }
+/* A masked store is microcode on AMD (Zen 4: 42 steps). */
+TFM__ALWAYS_INLINE void v_storen(float *p, tfm__v a, int64_t n) {
+    __m128 part = _mm256_castps256_ps128(a);
+    if (n >= 8) {
+        _mm256_storeu_ps(p, a);
+        return;
+    }
+    if (n & 4) {
+        _mm_storeu_ps(p, part);
+        part = _mm256_extractf128_ps(a, 1);
+        p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)(void *)p, part);
+        part = _mm_movehl_ps(part, part);
+        p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, part);
+}
 
 TFM__ALWAYS_INLINE tfm__i vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 TFM__ALWAYS_INLINE tfm__i vi_add(tfm__i a, tfm__i b) { return _mm256_add_epi32(a, b); }
@@ -3568,18 +3586,39 @@ TFM__ALWAYS_INLINE tfm__v v_round(tfm__v a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* AVX2 has no masked access to 16-bit elements: part vectors go through a small array. */
+/* AVX2 has no masked access to 16-bit elements: 4, 2 and 1 of them, none past the n-th. */
 TFM__ALWAYS_INLINE __m128i TFM__FN(load16n)(const uint16_t *p, int64_t n) {
-    uint16_t part[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    int64_t i;
-    for (i = 0; i < n; i++) part[i] = p[i];
-    return _mm_loadu_si128((const __m128i *)(const void *)part);
+    uint64_t low = 0, high = 0;
+    uint32_t two;
+    if (n >= 4) {
+        memcpy(&low, p, 8);
+        memcpy(&high, p + n - 4, 8); /* its end, whose first words are there already */
+        high = n > 4 ? high >> 16 * (8 - n) : 0;
+    } else if (n >= 2) {
+        memcpy(&two, p, 4);
+        low = two | (uint64_t)(n > 2 ? p[2] : 0) << 32;
+    } else if (n > 0) {
+        low = p[0];
+    }
+    return _mm_set_epi64x((int64_t)high, (int64_t)low);
 }
 TFM__ALWAYS_INLINE void TFM__FN(store16n)(uint16_t *p, __m128i a, int64_t n) {
-    uint16_t part[8];
-    int64_t i;
-    _mm_storeu_si128((__m128i *)(void *)part, a);
-    for (i = 0; i < n; i++) p[i] = part[i];
+    if (n >= 8) {
+        _mm_storeu_si128((__m128i *)(void *)p, a);
+        return;
+    }
+    if (n & 4) {
+        _mm_storel_epi64((__m128i *)(void *)p, a);
+        a = _mm_unpackhi_epi64(a, a);
+        p += 4;
+    }
+    if (n & 2) {
+        const int two = _mm_cvtsi128_si32(a);
+        memcpy(p, &two, 4);
+        a = _mm_srli_si128(a, 4);
+        p += 2;
+    }
+    if (n & 1) *p = (uint16_t)_mm_cvtsi128_si32(a);
 }
 TFM__ALWAYS_INLINE tfm__v v_load_h(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
@@ -5931,11 +5970,11 @@ static void TFM__FN(pack_panel)(void *dst, int dst_dtype, int64_t width, const v
 static void TFM__FN(gemm_turned)(const tfm__gemm *g) {
     enum { depth = 64 };
     uint16_t panel[TFM__PANEL * depth];
+    float part[TFM__PANEL * depth]; /* of a panel: to narrow what was turned would take as long as the product */
     tfm__tile t;
     memset(&t, 0, sizeof t);
     t.a_row = g->a_row;
     t.a_step = 1;
-    t.b[0] = panel;
     t.b_row = TFM__PANEL;
     t.c_row = g->c_row;
     if (g->b_dtype == TFM_F32) {
@@ -5947,16 +5986,20 @@ static void TFM__FN(gemm_turned)(const tfm__gemm *g) {
         for (; j < g->cols; j += TFM__W) (g->rows == 1 ? TFM__FN(turned_1) : TFM__FN(turned_4))(g, j);
     } else {
         for (int64_t j = 0; j < g->cols; j += TFM__PANEL) {
+            const int64_t cols = tfm__min64(TFM__PANEL, g->cols - j);
+            const int dtype = cols < TFM__PANEL ? TFM_F32 : g->b_dtype;
+            void *const b = cols < TFM__PANEL ? (void *)part : (void *)panel;
             int64_t k = 0;
+            t.b[0] = b;
             do { /* a depth of 0 makes zeros */
                 const uint16_t *const from = (const uint16_t *)g->b + j * g->b_row + k;
                 t.depth = tfm__min64(depth, g->depth - k);
                 t.accumulate = k > 0;
-                TFM__FN(pack_panel)(panel, g->b_dtype, TFM__PANEL, from, g->b_dtype, g->b_row, g->cols - j, t.depth);
+                TFM__FN(pack_panel)(b, dtype, TFM__PANEL, from, g->b_dtype, g->b_row, cols, t.depth);
                 for (int64_t r = 0; r < g->rows; r += 4) {
                     t.a = g->a + r * g->a_row + k;
                     t.c = g->c + r * g->c_row + j;
-                    TFM__FN(edges)[g->b_dtype](&t, tfm__min64(4, g->rows - r), tfm__min64(TFM__PANEL, g->cols - j), 1);
+                    TFM__FN(edges)[dtype](&t, tfm__min64(4, g->rows - r), cols, 1);
                 }
                 k += depth;
             } while (k < g->depth);
@@ -10531,7 +10574,8 @@ typedef struct tfm__reduction {
     int dst_dtype;
     int64_t parts, part_rows;    /* parts of an output: part_rows rows each; 0: TFM__REDUCE_PART elements of one row */
     double *part;                /* [output][part] when there is more than one */
-    int apart;                   /* outputs lie closer than what is reduced; of a single one its stride says so */
+    /* outputs lie closer than what is reduced (of a single one its stride says so), or nothing is reduced */
+    int apart;
     int64_t blocks;              /* column blocks */
     tfm__lanes lanes;
 } tfm__reduction;
@@ -10811,7 +10855,7 @@ static tfm_tensor *tfm__reduce_op(tfm_ctx *c, int what, const tfm_tensor *t, tfm
     tfm__walk_merge(&r.kept);
     tfm__walk_merge(&r.gone);
     tfm__walk_rows(&r.gone);
-    r.apart = r.gone.step[0] > 1 && inner < r.gone.step[0];
+    r.apart = r.total == 1 || (r.gone.step[0] > 1 && inner < r.gone.step[0]);
     r.c = c;
     r.k = o.k;
     r.what = what;
@@ -11065,12 +11109,15 @@ typedef struct tfm__softmax {
     tfm__walk w;                 /* rows of y and x */
     int64_t n, y_step, x_step;
     int log_form, x_dtype, y_dtype;
+    int64_t lane_row;            /* elements of a row of the lane */
     char *y;
     const void *x;
     tfm__lanes lanes;
 } tfm__softmax;
 
 #define TFM__SOFTMAX_LONG 16384 /* elements of a row beside which L2 holds no other */
+#define TFM__SOFTMAX_WIDE 16    /* rows side by side from which on they are turned */
+#define TFM__SOFTMAX_TURNED 32  /* elements of them at a time */
 
 static void tfm__softmax_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__softmax *const s = (const tfm__softmax *)arg;
@@ -11100,11 +11147,61 @@ static void tfm__softmax_task(void *arg, int64_t begin, int64_t end, int slot) {
     }
 }
 
+/* Rows side by side whose elements lie apart, `count` of them, as rows of the lane; and the way back. Halves pass
+ * through a tile. */
+static void tfm__turn_in(const tfm__softmax *s, float *lane, const char *x, int64_t count) {
+    const int64_t size = tfm_dtype_size(s->x_dtype) * s->x_step;
+    float tile[TFM__SOFTMAX_TURNED * TFM__NORM_ROWS];
+    int64_t j, i, m;
+    if (s->x_dtype == TFM_F32) {
+        s->k->transpose(lane, s->lane_row, (const float *)(const void *)x, s->x_step, count, s->n);
+        return;
+    }
+    for (j = 0; j < s->n; j += m) {
+        m = tfm__min64(s->n - j, TFM__SOFTMAX_TURNED);
+        for (i = 0; i < m; ++i, x += size) s->k->load(tile + i * TFM__NORM_ROWS, x, s->x_dtype, 1, count);
+        s->k->transpose(lane + j, s->lane_row, tile, TFM__NORM_ROWS, count, m);
+    }
+}
+static void tfm__turn_out(const tfm__softmax *s, char *y, const float *lane, int64_t count) {
+    const int64_t size = tfm_dtype_size(s->y_dtype) * s->y_step;
+    float tile[TFM__SOFTMAX_TURNED * TFM__NORM_ROWS];
+    int64_t j, i, m;
+    if (s->y_dtype == TFM_F32) {
+        s->k->transpose((float *)(void *)y, s->y_step, lane, s->lane_row, s->n, count);
+        return;
+    }
+    for (j = 0; j < s->n; j += m) {
+        m = tfm__min64(s->n - j, TFM__SOFTMAX_TURNED);
+        s->k->transpose(tile, TFM__NORM_ROWS, lane + j, s->lane_row, m, count);
+        for (i = 0; i < m; ++i, y += size) s->k->store(y, s->y_dtype, 1, tile + i * TFM__NORM_ROWS, count);
+    }
+}
+
+/* Element by element they took 3 to 6 times as long. */
+static void tfm__softmax_columns_task(void *arg, int64_t begin, int64_t end, int slot) {
+    const tfm__softmax *const s = (const tfm__softmax *)arg;
+    const int last = s->w.ndim - 1;
+    float *const lane = (float *)tfm__lane(s->c, &s->lanes, slot);
+    tfm__softmax_row rows[TFM__NORM_ROWS];
+    int64_t row, count, i;
+    for (row = begin; row < end; row += count) {
+        tfm__cursor at;
+        tfm__cursor_at(&s->w, row, &at);
+        count = tfm__min64(tfm__min64(TFM__NORM_ROWS, end - row), s->w.shape[last] - at.index[last]);
+        tfm__turn_in(s, lane, (const char *)tfm__byte(s->x, s->x_dtype, at.offset[1]), count);
+        for (i = 0; i < count; ++i) rows[i].x = rows[i].y = lane + i * s->lane_row;
+        s->k->softmax(rows, (int)count, s->n, s->log_form);
+        tfm__turn_out(s, s->y + at.offset[0] * tfm_dtype_size(s->y_dtype), lane, count);
+    }
+}
+
 static tfm_tensor *tfm__softmax_op(tfm_ctx *c, int op, const tfm_tensor *t, int dim, int log_form) {
     tfm__op o;
     tfm__softmax s;
     tfm_tensor *y;
-    int i, d = 0;
+    int64_t lane;
+    int i, columns, d = 0;
     if (!tfm__enter(c, &o, op, 1, t)) return NULL;
     if (!tfm__need_float(&o, "t", t) || !tfm__need_dim(&o, "dim", &dim, t->ndim)) return NULL;
     o.number[0] = dim;
@@ -11112,28 +11209,33 @@ static tfm_tensor *tfm__softmax_op(tfm_ctx *c, int op, const tfm_tensor *t, int 
     if (!y) return tfm__leave(&o, NULL);
     o.saved[0] = y;
     s.n = t->ndim ? t->shape[dim] : 1;
-    if (!tfm__lanes_get(&o, &s.lanes, tfm_numel(y) ? s.n * (int64_t)sizeof(float) : 0)) return tfm__leave(&o, NULL);
+    tfm__walk_init(&s.w, 0, NULL, 2);
+    for (i = 0; i < t->ndim; ++i) {
+        if (i == dim) continue;
+        s.w.shape[d] = t->shape[i];
+        s.w.stride[d][0] = y->stride[i];
+        s.w.stride[d++][1] = t->stride[i];
+    }
+    s.w.ndim = d;
+    tfm__walk_merge(&s.w);
+    d = s.w.ndim - 1;
+    s.y_step = s.n > 1 ? y->stride[dim] : 1;
+    s.x_step = s.n > 1 ? t->stride[dim] : 1;
+    columns = s.y_step > 1 && s.n <= TFM__SOFTMAX_LONG / 2 && d >= 0 && s.w.shape[d] >= TFM__SOFTMAX_WIDE
+              && s.w.stride[d][0] == 1 && s.w.stride[d][1] == 1;
+    s.lane_row = columns ? tfm__round_up(s.n, 16) + 16 : s.n; /* not powers of two apart: L1's sets */
+    lane = (columns ? TFM__NORM_ROWS : 1) * s.lane_row * (int64_t)sizeof(float);
+    if (!tfm__lanes_get(&o, &s.lanes, tfm_numel(y) ? lane : 0)) return tfm__leave(&o, NULL);
     if (o.run && tfm_numel(y)) {
         s.c = c;
         s.k = o.k;
-        s.y_step = s.n > 1 ? y->stride[dim] : 1;
-        s.x_step = s.n > 1 ? t->stride[dim] : 1;
         s.log_form = log_form;
         s.x_dtype = t->dtype;
         s.y_dtype = y->dtype;
         s.x = t->data;
         s.y = (char *)y->data;
-        tfm__walk_init(&s.w, 0, NULL, 2);
-        for (i = 0; i < t->ndim; ++i) {
-            if (i == dim) continue;
-            s.w.shape[d] = t->shape[i];
-            s.w.stride[d][0] = y->stride[i];
-            s.w.stride[d++][1] = t->stride[i];
-        }
-        s.w.ndim = d;
-        tfm__walk_merge(&s.w);
         tfm__for(c, tfm_numel(y) / s.n, tfm__max64(1, TFM__RUN / s.n), TFM__COST_CURVE * (double)tfm_numel(y),
-                 tfm__softmax_task, &s);
+                 columns ? tfm__softmax_columns_task : tfm__softmax_task, &s);
     }
     return tfm__leave(&o, y);
 }
@@ -21794,6 +21896,8 @@ TFM__STRICT_FP_END
 #undef TFM__SLAB_BYTES
 #undef TFM__SMALL_WORK
 #undef TFM__SOFTMAX_LONG
+#undef TFM__SOFTMAX_TURNED
+#undef TFM__SOFTMAX_WIDE
 #undef TFM__SPIN_US
 #undef TFM__STACK_BYTES
 #undef TFM__STARS_MOST

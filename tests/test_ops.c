@@ -472,6 +472,30 @@ Test(reduce, the_largest_of_zeros_is_0_in_any_order) {
     }
 }
 
+Test(reduce, of_one_element_it_is_that_element) {
+    TEST_EACH_ISA(c, 2) {
+        static tfm_tensor *(*const ops[])(tfm_ctx *c, const tfm_tensor *t, tfm_shape dims, int keepdim) = {
+            tfm_sum, tfm_mean, tfm_max, tfm_min, tfm_logsumexp};
+        static const float odd[] = {-0.0f, HUGE_VALF, -HUGE_VALF, 1e-45f};
+        int d, op, i;
+        for (d = 0; d < 3; d++) {
+            const tfm_marker mark = tfm_mark(c);
+            tfm_tensor *x = tfm_randn(c, TFM_SHAPE(5, 1, 150)), *turned;
+            for (i = 0; i < 4; i++) {
+                const int64_t at[3] = {i, 0, 140 - i};
+                assert_ok(c, tfm_set(c, x, at, odd[i]));
+            }
+            x = tfm_cast(c, x, floats[d]);
+            turned = tfm_transpose(c, x, 0, 2);
+            for (op = 0; op < 5; op++) { /* + 0: a sum begins with it */
+                assert_same_tensor(c, ops[op](c, x, TFM_SHAPE(1), 1), tfm_shift(c, x, 0));
+                assert_same_tensor(c, ops[op](c, turned, TFM_SHAPE(1), 1), tfm_shift(c, turned, 0));
+            }
+            tfm_rewind(c, mark);
+        }
+    }
+}
+
 Test(reduce, long_sums_stay_accurate) {
     TEST_EACH_ISA(c, 2) {
         tfm_tensor *row = tfm_full(c, TFM_F32, TFM_SHAPE(1 << 20), 0.1),
@@ -607,6 +631,25 @@ Test(softmax, every_dim_dtype_and_layout_against_doubles) {
                 tfm_rewind(c, mark);
             }
         }
+    }
+}
+
+/* Many slices side by side are turned, 32 at a time; of few, or long ones, elements are gathered. */
+Test(softmax, a_slice_has_the_same_bits_along_every_dim) {
+    TEST_EACH_ISA(c, 2) {
+        static tfm_tensor *(*const ops[])(tfm_ctx *c, const tfm_tensor *t, int dim) = {tfm_softmax, tfm_log_softmax};
+        static const int64_t sizes[][3] = {{1, 7, 16}, {2, 33, 47}, {3, 70, 15}, {1, 129, 100}, {2, 1, 40},
+                                           {1, 8193, 17}};
+        int d, i, op;
+        for (d = 0; d < 3; d++)
+            for (i = 0; i < 6; i++)
+                for (op = 0; op < 2; op++) {
+                    const tfm_marker mark = tfm_mark(c);
+                    tfm_tensor *x = tfm_cast(c, tfm_randn(c, tfm_shape_of(3, sizes[i])), floats[d]);
+                    tfm_tensor *turned = tfm_contiguous(c, tfm_transpose(c, x, 1, 2));
+                    assert_same_tensor(c, ops[op](c, x, 1), tfm_transpose(c, ops[op](c, turned, 2), 1, 2));
+                    tfm_rewind(c, mark);
+                }
     }
 }
 
