@@ -9785,6 +9785,17 @@ typedef struct tfm__gathering {
     int64_t size, hop;   /* bytes of an element; elements between ids of src */
 } tfm__gathering;
 
+#define TFM__GATHER_LOOP(type) \
+    { \
+        type *const d = (type *)(void *)dst; \
+        const type *const s = (const type *)(const void *)src; \
+        for (i = 0; i < m; ++i) { \
+            const int64_t id = tfm__id_at(g->id_dtype, g->ids, at.offset[2] + (from + i) * g->w.step[2]); \
+            d[i * g->w.step[0]] = s[i * g->w.step[1] + id * g->hop]; \
+        } \
+        break; \
+    }
+
 static void tfm__gather_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__gathering *const g = (const tfm__gathering *)arg;
     tfm__cursor at;
@@ -9799,10 +9810,11 @@ static void tfm__gather_task(void *arg, int64_t begin, int64_t end, int slot) {
             const int64_t id = tfm__id_at(g->id_dtype, g->ids, at.offset[2]);
             tfm__move(dst, g->w.step[0], src + id * g->hop * g->size, g->w.step[1], m, g->size);
         } else {
-            for (i = 0; i < m; ++i) {
-                const int64_t id = tfm__id_at(g->id_dtype, g->ids, at.offset[2] + (from + i) * g->w.step[2]);
-                memcpy(dst + i * g->w.step[0] * g->size, src + (i * g->w.step[1] + id * g->hop) * g->size,
-                       (size_t)g->size);
+            switch (g->size) {
+            case 1: TFM__GATHER_LOOP(uint8_t)
+            case 2: TFM__GATHER_LOOP(uint16_t)
+            case 4: TFM__GATHER_LOOP(uint32_t)
+            default: TFM__GATHER_LOOP(uint64_t)
             }
         }
         if (from + m == g->w.n) tfm__cursor_next(&g->w, &at);
@@ -21763,6 +21775,7 @@ TFM__STRICT_FP_END
 #undef TFM__GATE_SLOTS
 #undef TFM__GATE_WORD
 #undef TFM__GATHER
+#undef TFM__GATHER_LOOP
 #undef TFM__GROUPS
 #undef TFM__HALVES
 #undef TFM__GT1
