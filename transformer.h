@@ -12587,12 +12587,16 @@ static void tfm__mask_set_rows(tfm__masking *m, const tfm_mask *mask, const int6
 static void tfm__mask_set_relative(tfm__masking *m, const tfm_mask *mask) {
     const tfm_tensor *const table = mask->relative_bias;
     const int64_t width = 2 * m->reach + 1;
-    int64_t d, h;
-    for (d = 0; d < width; ++d) {
-        const int64_t bucket = tfm_relative_bucket(d - m->reach, table->shape[0], m->reach, mask->relative_one_way);
-        for (h = 0; h < m->size[1]; ++h) {
-            m->k->load(m->relative + h * width + d, tfm__at(table, bucket * table->stride[0] + h * table->stride[1]),
-                       table->dtype, 1, 1);
+    int64_t d, h, bucket, last = -1;
+    for (d = 0; d < width; ++d, last = bucket) {
+        float *to = m->relative + d;
+        bucket = tfm_relative_bucket(d - m->reach, table->shape[0], m->reach, mask->relative_one_way);
+        for (h = 0; h < m->size[1]; ++h, to += width) {
+            if (bucket == last) {
+                *to = to[-1];
+            } else {
+                m->k->load(to, tfm__at(table, bucket * table->stride[0] + h * table->stride[1]), table->dtype, 1, 1);
+            }
         }
     }
 }
