@@ -6978,7 +6978,7 @@ static int tfm__worker_wait(tfm__worker *w, int64_t seen) {
                 if (tfm__gate_calls(w, tfm__atomic_load(&p->gate), seen)) return 1;
                 if (end > 0) tfm__pause();
             }
-        } while (end > 0 && tfm__now() < end);
+        } while (end > 0 && !tfm__atomic_load(&p->stop) && tfm__now() < end);
         tfm__lock(&w->bed.mutex);
         tfm__atomic_add(&w->bed.asleep, 1); /* then looks at the gate; the caller opens it and then looks here */
         if (!tfm__atomic_load(&p->stop) && !tfm__gate_calls(w, tfm__atomic_load(&p->gate), seen)) {

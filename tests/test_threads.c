@@ -420,6 +420,19 @@ Test(threads, parked_workers_lose_no_job, .timeout = 120) {
     tfm_destroy(c);
 }
 
+/* However long they may spin. */
+Test(threads, a_context_is_destroyed_while_its_workers_spin) {
+    tfm_options o = with_threads(2);
+    double begin;
+    tfm_ctx *c;
+    o.spin_us = 5000000;
+    c = context_with(&o);
+    assert_made(c, tfm_exp(c, tfm_ones(c, TFM_SHAPE(size(200000)))));
+    begin = seconds();
+    tfm_destroy(c);
+    cr_assert_lt(seconds() - begin, 2);
+}
+
 /* -- the user's own threads ---------------------------------------------------------------------------------------- */
 
 typedef struct hook {
