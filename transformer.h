@@ -1828,6 +1828,7 @@ typedef struct tfm__headers {
     tfm_tensor *top;                          /* live ones, newest first, through `next` */
     tfm_tensor *dead_first, *dead_last;       /* dead ones, in the order of their death */
     int64_t live, capacity;
+    int64_t dry_live, dry_capacity;           /* what a dry run began with; slots for its own alone */
 } tfm__headers;
 
 typedef struct tfm__account {
@@ -2268,10 +2269,18 @@ static void tfm__arena_poison(const tfm_ctx *c, int first, int last) {
 
 /* -- tensor headers ------------------------------------------------------------------------------------------------ */
 
+/* What the blocks of so many slots take of the allocator. */
+static int64_t tfm__headers_bytes(int64_t slots) {
+    return slots / TFM__HEADERS * tfm__block_bytes((int64_t)sizeof(tfm__header_block));
+}
+
 static int tfm__headers_grow(tfm_ctx *c) {
     tfm__headers *h = &c->headers;
-    tfm__header_block *block = (tfm__header_block *)tfm__alloc(c, (int64_t)sizeof(tfm__header_block));
-    if (!block) return 0;
+    tfm__header_block *block = (tfm__header_block *)tfm__take(c, (int64_t)sizeof(tfm__header_block));
+    if (!block) {
+        tfm__fail_memory(c, (int64_t)sizeof(tfm__header_block));
+        return 0;
+    }
     block->next = NULL;
     block->used = 0;
     if (h->last) h->last->next = block;
@@ -2288,6 +2297,10 @@ TFM__UNUSED static tfm_tensor *tfm__header_new(tfm_ctx *c) {
     tfm__headers *h = &c->headers;
     tfm_tensor *t;
     if (h->live + TFM__HEADER_REST >= h->capacity && !tfm__headers_grow(c)) return NULL;
+    if (c->dry && h->live - h->dry_live + TFM__HEADER_REST >= h->dry_capacity) {
+        h->dry_capacity += TFM__HEADERS;
+        tfm__count(&c->plan, tfm__headers_bytes(TFM__HEADERS));
+    }
     if (h->fresh && h->fresh->used == TFM__HEADERS) h->fresh = h->fresh->next;
     if (h->fresh) {
         t = &h->fresh->slot[h->fresh->used++];
@@ -7489,8 +7502,8 @@ TFM_API void tfm_memory_reset(tfm_ctx *c) {
     tfm__release(c);
 }
 
-/* The account of a dry run starts from what the context holds without its arena: the answer does not depend on what
- * ran before. */
+/* The account of a dry run starts from what a new context holds, without arena, headers and rows of a profile: the
+ * answer does not depend on what ran before. */
 TFM_API void tfm_measure_begin(tfm_ctx *c) {
     int i;
     if (!c || !tfm__acquire(c)) return;
@@ -7498,6 +7511,10 @@ TFM_API void tfm_measure_begin(tfm_ctx *c) {
     if (!tfm__failed(c)) {
         c->plan = c->real;
         for (i = 0; i < c->arena.count; i++) c->plan.held -= tfm__block_bytes(c->arena.chunk[i].size);
+        c->plan.held -= tfm__headers_bytes(c->headers.capacity);
+        if (c->rows) c->plan.held -= tfm__block_of(c->rows)->bytes;
+        c->headers.dry_live = c->headers.live;
+        c->headers.dry_capacity = 0;
         c->plan.peak = c->plan.held;
         c->plan.calls = 0;
         c->real_arena = c->arena;
