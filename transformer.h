@@ -6757,6 +6757,16 @@ static int tfm__quota_of(const char *root, char *group, const char *quota_file, 
     }
 }
 
+/* 1: cpu is one of these names, which commas separate: "cpu,cpuacct", "cpuacct,cpu", but not "cpuset". */
+static int tfm__lists_cpu(const char *names) {
+    while (strncmp(names, "cpu", 3) != 0 || (names[3] && names[3] != ',')) {
+        names = strchr(names, ',');
+        if (!names) return 0;
+        names++;
+    }
+    return 1;
+}
+
 /* The CPU quota of this process's control group; 0: none. */
 static int tfm__cpu_quota(void) {
     char text[4096], *line = text;
@@ -6769,7 +6779,7 @@ static int tfm__cpu_quota(void) {
             *group++ = 0;
             if (strncmp(line, "0:", 2) == 0 && !names[1]) {
                 quota = tfm__quota_of("/sys/fs/cgroup", group, "cpu.max", NULL);
-            } else if (strncmp(names + 1, "cpu", 3) == 0 && (names[4] == ',' || !names[4])) {
+            } else if (tfm__lists_cpu(names + 1)) {
                 quota = tfm__quota_of("/sys/fs/cgroup/cpu", group, "cpu.cfs_quota_us", "cpu.cfs_period_us");
             } else {
                 quota = 0;

@@ -358,6 +358,15 @@ static int quota(const char *root, const char *group, int v1) {
               : tfm__quota_of(root, copy, "cpu.max", NULL);
 }
 
+/* The kernel numbers its controllers: which of two that are mounted together comes first differs. */
+Test(threads_inside, the_cpu_controller_is_found_among_others) {
+    static const char *const there[] = {"cpu", "cpu,cpuacct", "cpuacct,cpu", "cpuset,cpu,cpuacct"},
+                      *const missing[] = {"", "cpuset", "cpuacct", "name=cpu", "cpuacct,cpuset", "name=systemd"};
+    int i;
+    for (i = 0; i < 4; i++) cr_expect(tfm__lists_cpu(there[i]), "%s", there[i]);
+    for (i = 0; i < 6; i++) cr_expect_not(tfm__lists_cpu(missing[i]), "%s", missing[i]);
+}
+
 Test(threads_inside, quotas_of_a_control_group_and_of_those_above_are_read) {
     static const char *const files[] = {"a/b/cpu.max",          "a/cpu.max", "a/b", "v1/cpu.cfs_quota_us",
                                         "v1/cpu.cfs_period_us", "v1",        "a",   ""};
