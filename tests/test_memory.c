@@ -110,6 +110,7 @@ Test(memory, use_after_rewind_is_an_error_not_a_crash) {
     view = tfm_narrow(c, dead, 0, 1, 2);
     assert_made(c, view);
     tfm_rewind(c, mark);
+    cr_assert(dead->data == NULL && view->data == NULL);
     for (i = 0; i < 2; i++) { /* also when other tensors were made meanwhile */
         assert_refused(c, tfm_add(c, x, dead), TFM_INVALID);
         assert_refused(c, tfm_add(c, dead, x), TFM_INVALID);
@@ -125,6 +126,23 @@ Test(memory, use_after_rewind_is_an_error_not_a_crash) {
         tfm_clear(c);
         (void)filled(c, 4, 3);
     }
+    tfm_destroy(c);
+}
+
+/* However long the context has run. */
+Test(memory, the_256_tensors_that_died_last_are_known) {
+    tfm_ctx *c = context_on(NULL);
+    tfm_marker mark;
+    tfm_tensor *t[256];
+    int i;
+    for (i = 0; i < 300; i++) (void)filled(c, 1, 1);
+    mark = tfm_mark(c);
+    for (i = 0; i < 3000; i++) {
+        t[i % 256] = filled(c, 1, 1);
+        tfm_rewind(c, mark);
+    }
+    (void)filled(c, 1, 1);
+    for (i = 0; i < 256; i++) assert_refused(c, tfm_exp(c, t[i]), TFM_INVALID);
     tfm_destroy(c);
 }
 
@@ -165,6 +183,14 @@ Test(memory, a_mark_that_is_not_alive_is_refused) {
     cr_assert(holds(x, 2));
     tfm_rewind(c, outer);
     cr_assert_str_eq(tfm_error(c), "");
+    x = filled(c, 100, 3);
+    outer = tfm_mark(c);
+    cr_assert_not_null(tfm_format(c, x)); /* a text alone is between them */
+    inner = tfm_mark(c);
+    tfm_rewind(c, outer);
+    tfm_rewind(c, inner);
+    cr_assert_eq(tfm_status_of(c), TFM_INVALID);
+    tfm_clear(c);
     tfm_destroy(c);
     tfm_destroy(other);
 }
@@ -224,6 +250,13 @@ Test(memory, keep_of_a_view_saves_its_elements) {
     flat = tfm_wrap(c, TFM_F32, TFM_SHAPE(6), mine); /* memory of the caller does not move */
     assert_made(c, flat);
     cr_assert(tfm_keep(c, mark, flat) == flat && flat->data == (void *)mine && mine[5] == 6);
+    flat = tfm_wrap(c, TFM_F32, TFM_SHAPE(40), values);
+    assert_made(c, flat);
+    cr_assert(tfm_keep(c, mark, flat) == flat && flat->data == (void *)values);
+    x = filled(c, 100, 1);
+    mark = tfm_mark(c);
+    y = tfm_narrow(c, x, 0, 10, 20); /* nor does what a view shows of a tensor below the mark */
+    cr_assert(tfm_keep(c, mark, y) == y && y->data == (void *)((float *)x->data + 10));
     tfm_destroy(c);
 }
 
@@ -276,6 +309,124 @@ Test(memory, any_nest_of_marks_and_keeps_keeps_the_right_values) {
             int64_t k;
             for (k = 0; k < tfm_numel(t[i]); k++) cr_assert(tfm_get(t[i], &k) == (double)value[i], "seed %d", seed);
         }
+        tfm_destroy(c);
+    }
+}
+
+/* Lines to the last one of a chunk: past its end the allocator looks. */
+Test(memory, a_full_chunk_holds_what_it_was_given) {
+    enum { LINES = 40000 };
+    test_memory m = test_memory_new();
+    tfm_ctx *c = context_on(&m);
+    tfm_tensor **t = (tfm_tensor **)malloc(LINES * sizeof *t);
+    int i;
+    for (i = 0; i < LINES; i++) t[i] = filled(c, 16, (float)i);
+    for (i = 0; i < LINES; i++) cr_assert(holds(t[i], (float)i), "%d", i);
+    free(t);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+Test(memory, a_result_larger_than_a_chunk_finds_its_own_again) {
+    test_memory m = test_memory_new();
+    tfm_ctx *c = context_on(&m);
+    const tfm_marker mark = tfm_mark(c);
+    int64_t calls = 0;
+    int i;
+    for (i = 0; i < 3; i++) {
+        (void)filled(c, 1000000, 1);
+        tfm_rewind(c, mark);
+        if (i == 0) calls = m.calls;
+    }
+    cr_assert_eq(m.calls, calls);
+    tfm_destroy(c);
+}
+
+static void *downward_alloc(void *user, size_t size) {
+    unsigned char **end = (unsigned char **)user;
+    return *end -= (size + 63) / 64 * 64;
+}
+
+static void downward_free(void *user, void *p) {
+    (void)user;
+    (void)p;
+}
+
+/* Whichever of two chunks has the lower address. */
+Test(memory, keep_finds_a_tensor_in_any_chunk) {
+    const size_t room = (size_t)16 << 20;
+    unsigned char *pool = (unsigned char *)malloc(room), *end = pool + room;
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_marker mark;
+    tfm_tensor *t;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator.alloc = downward_alloc;
+    o.allocator.free = downward_free;
+    o.allocator.user = &end;
+    c = tfm_create(&o);
+    cr_assert_eq(tfm_status_of(c), TFM_OK, "%s", tfm_error(c));
+    mark = tfm_mark(c);
+    (void)filled(c, 200000, 1);
+    t = filled(c, 200000, 2);
+    cr_assert(tfm_keep(c, mark, t) == t, "%s", tfm_error(c));
+    for (i = 0; i < 2; i++) (void)filled(c, 200000, 3);
+    cr_assert(holds(t, 2));
+    tfm_destroy(c);
+    free(pool);
+}
+
+static size_t largest_block;
+
+static void *block_alloc(void *user, size_t size) {
+    (void)user;
+    return size <= largest_block ? malloc(size) : NULL;
+}
+
+static void block_free(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
+/* The arena takes what it can get, and ends with an error. */
+Test(memory, an_allocator_of_small_blocks_serves_the_arena) {
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_marker mark;
+    int64_t most;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator.alloc = block_alloc;
+    o.allocator.free = block_free;
+    largest_block = SIZE_MAX;
+    c = tfm_create(&o);
+    cr_assert_eq(tfm_status_of(c), TFM_OK, "%s", tfm_error(c));
+    mark = tfm_mark(c);
+    largest_block = 100000; /* tensor structs come in blocks of 95000 bytes */
+    while (tfm_ones(c, TFM_SHAPE(1000))) continue;
+    cr_assert_eq(tfm_status_of(c), TFM_OOM);
+    most = used(c);
+    cr_assert_gt(most, 4 << 20);
+    tfm_clear(c);
+    tfm_rewind(c, mark);
+    cr_assert(holds(filled(c, 1000, 1), 1));
+    tfm_destroy(c);
+}
+
+Test(memory, the_limit_may_be_reached_exactly) {
+    tfm_options o;
+    tfm_ctx *c = context_on(NULL);
+    const int64_t held = tfm_memory_usage(c).held;
+    int less;
+    tfm_destroy(c);
+    for (less = 0; less < 2; less++) {
+        memset(&o, 0, sizeof o);
+        o.threads = 1;
+        o.memory_limit = held - less;
+        c = tfm_create(&o);
+        cr_assert_eq(tfm_status_of(c), less ? TFM_OOM : TFM_OK, "%s", tfm_error(c));
         tfm_destroy(c);
     }
 }
@@ -769,6 +920,89 @@ Test(memory, a_dry_run_takes_next_to_nothing_itself) {
     assert_no_leak(&m);
 }
 
+/* Memory that is not taken is not held to the limit, and may be more than 128 chunks of the least size. */
+Test(memory, a_dry_run_may_need_more_than_there_is) {
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_memory dry;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.memory_limit = 4 << 20;
+    c = tfm_create(&o);
+    tfm_measure_begin(c);
+    for (i = 0; i < 1000; i++) assert_made(c, tfm_ones(c, TFM_SHAPE(1 << 18)));
+    p = tfm_params_create(c);
+    assert_made(c, tfm_params_add(c, p, "large", TFM_F32, TFM_SHAPE(4 << 20)));
+    tfm_params_destroy(p);
+    assert_ok(c, tfm_measure_end(c, &dry));
+    cr_assert_geq(dry.arena_peak, (int64_t)1000 << 20);
+    cr_assert_geq(dry.held_peak, (int64_t)1016 << 20);
+    tfm_destroy(c);
+}
+
+/* What is asked and reset in it is what is real; what it takes for itself goes back at its end. */
+Test(memory, a_dry_run_and_the_counters_leave_each_other_alone) {
+    test_memory m = test_memory_new();
+    tfm_ctx *c = context_on(&m);
+    const tfm_tensor *x = filled(c, 1000, 1);
+    const int64_t at = used(c);
+    int64_t bytes[2];
+    int i;
+    for (i = 0; i < 2; i++) {
+        tfm_memory dry;
+        tfm_marker mark;
+        tfm_measure_begin(c);
+        tfm_profile_start(c);
+        mark = tfm_mark(c);
+        assert_made(c, tfm_exp(c, tfm_ones(c, TFM_SHAPE(100000))));
+        tfm_rewind(c, mark);
+        cr_assert_eq(used(c), at);
+        tfm_memory_reset(c);
+        cr_assert_not_null(tfm_format(c, x));
+        assert_ok(c, tfm_measure_end(c, &dry));
+        cr_assert_geq(dry.arena_peak, 800000);
+        cr_assert_eq(tfm_profile_count(c), 0);
+        bytes[i] = m.bytes;
+    }
+    cr_assert_eq(bytes[1], bytes[0]);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+/* It has a tape of its own. */
+Test(memory, a_dry_run_leaves_a_live_tape_as_it_is) {
+    tfm_ctx *c = context_on(NULL);
+    const tfm_marker mark = tfm_mark(c);
+    tfm_tensor *w = filled(c, 4, 2), *y, *z;
+    tfm_marker inside;
+    assert_ok(c, tfm_set_requires_grad(c, w, 1));
+    y = tfm_mul(c, w, w);
+    assert_made(c, y);
+    tfm_measure_begin(c);
+    cr_assert_eq(tfm_tape_length(c), 0);
+    inside = tfm_mark(c);
+    assert_made(c, tfm_exp(c, filled(c, 4, 1)));
+    tfm_rewind(c, inside);
+    cr_assert_str_eq(tfm_error(c), "");
+    assert_made(c, tfm_mul(c, w, w));
+    cr_assert_eq(tfm_tape_length(c), 1);
+    tfm_tape_clear(c);
+    assert_made(c, tfm_mul(c, w, w));
+    z = tfm_mul(c, w, w);
+    assert_made(c, z);
+    assert_ok(c, tfm_measure_end(c, NULL));
+    assert_refused(c, tfm_exp(c, z), TFM_INVALID);
+    cr_assert(tfm_tape_length(c) == 1 && y->requires_grad && holds(y, 4));
+    tfm_rewind(c, mark);
+    cr_assert_eq(tfm_status_of(c), TFM_INVALID);
+    tfm_clear(c);
+    tfm_tape_clear(c);
+    cr_assert_eq(y->requires_grad, 0);
+    tfm_destroy(c);
+}
+
 Test(memory, results_of_a_dry_run_have_shapes_and_no_data_to_read) {
     tfm_ctx *c = context_on(NULL);
     tfm_tensor *x;
@@ -788,6 +1022,7 @@ Test(memory, results_of_a_dry_run_have_shapes_and_no_data_to_read) {
 
 Test(memory, begin_and_end_of_a_dry_run_belong_together) {
     tfm_ctx *c = context_on(NULL);
+    const tfm_marker first = tfm_mark(c);
     tfm_tensor *x = filled(c, 10, 1);
     tfm_marker mark = tfm_mark(c);
     tfm_memory m;
@@ -799,6 +1034,9 @@ Test(memory, begin_and_end_of_a_dry_run_belong_together) {
     cr_assert_eq(tfm_status_of(c), TFM_INVALID);
     tfm_clear(c);
     tfm_rewind(c, mark); /* of the real arena: not now */
+    cr_assert_eq(tfm_status_of(c), TFM_INVALID);
+    tfm_clear(c);
+    tfm_rewind(c, first);
     cr_assert_eq(tfm_status_of(c), TFM_INVALID);
     tfm_clear(c);
     assert_ok(c, tfm_measure_end(c, NULL));
