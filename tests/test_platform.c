@@ -7,8 +7,12 @@
 #define TFM_NO_MODELS
 #define TFM_STATIC
 #define TRANSFORMER_IMPLEMENTATION
+#define pthread_create create_thread /* below: as many as a test allows */
 #include "test.h"
+#undef pthread_create
 
+#include <errno.h>
+#include <fenv.h>
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/stat.h>
@@ -30,6 +34,10 @@ static tfm_ctx *context_with(const tfm_options *o) {
     return c;
 }
 
+static void on_log(void *user, int level, const char *message) {
+    snprintf((char *)user, 100, "%d %s", level, message);
+}
+
 /* -- 1 ------------------------------------------------------------------------------------------------------------- */
 
 Test(platform, sizes_that_overflow_are_noticed) {
@@ -43,6 +51,7 @@ Test(platform, sizes_that_overflow_are_noticed) {
     cr_assert(tfm__add(INT64_MAX - 1, 1, &r) && r == INT64_MAX);
     cr_assert_not(tfm__add(INT64_MAX, 1, &r));
     cr_assert_not(tfm__add(-1, 1, &r));
+    cr_assert_not(tfm__add(1, -1, &r));
     cr_assert(tfm__ceil_div(0, 5) == 0 && tfm__ceil_div(1, 5) == 1 && tfm__ceil_div(5, 5) == 1
               && tfm__ceil_div(6, 5) == 2);
     cr_assert(tfm__round_up(0, 64) == 0 && tfm__round_up(1, 64) == 64 && tfm__round_up(64, 64) == 64);
@@ -142,7 +151,67 @@ Test(platform, texts_end_where_their_buffer_ends) {
     tfm__text_add(&text, "%*s", 100000, "x");
     tfm__text_bytes(&text, "ab", 1);
     cr_assert(text.s && (int64_t)strlen(text.s) == text.length && !strcmp(text.s + text.length - 2, "xa"));
+    for (i = 200; i < 600; i++) { /* also one that fills all there is */
+        memset(&text, 0, sizeof text);
+        text.c = c;
+        tfm__text_add(&text, "%*s", i, "x");
+        cr_assert(text.s && text.length == i && (int)strlen(text.s) == i && text.s[i - 1] == 'x', "%d", i);
+    }
     tfm_destroy(c);
+}
+
+/* No overlong form, no surrogate, nothing past U+10FFFF, nothing cut off. */
+Test(platform, texts_keep_whole_characters_only) {
+    static const char *const whole[] = {"a", "\xC2\x80", "\xC3\xA9", "\xDF\xBF", "\xE0\xA0\x80", "\xE2\x82\xAC",
+                                        "\xED\x9F\xBF", "\xEE\x80\x80", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"},
+                      *const none[] = {"\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80",
+                                       "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF",
+                                       "\xC3", "\xE2\x82", "\xF4\x8F\xBF"};
+    char text[32], expected[32];
+    int i, k;
+    for (i = 0; i < 10; i++)
+        for (k = 0; k < 13; k++) {
+            const int64_t n = (int64_t)strlen(whole[i]);
+            cr_assert_eq(tfm__utf8_length((const unsigned char *)whole[i], n), n, "%d", i);
+            if (n > 1) cr_assert_eq(tfm__utf8_length((const unsigned char *)whole[i], n - 1), 0, "%d", i);
+            cr_assert_eq(tfm__utf8_length((const unsigned char *)none[k], (int64_t)strlen(none[k])), 0, "%d", k);
+            snprintf(text, sizeof text, "%s%s<%s>%s", whole[i], none[k], whole[i], none[k]);
+            snprintf(expected, sizeof expected, "%s<%s>", whole[i], whole[i]);
+            tfm__utf8_mend(text);
+            cr_assert_str_eq(text, expected, "%d, %d", i, k);
+        }
+}
+
+/* Sizes that round up to more than there are are an error, and a dry run takes only what is touched. */
+Test(platform, memory_that_cannot_be_had_is_an_error) {
+    test_memory m = test_memory_new();
+    tfm_options o = options_of(1);
+    tfm_ctx *c;
+    const char *p;
+    int64_t before;
+    o.allocator = test_allocator(&m);
+    c = context_with(&o);
+    assert_refused(c, tfm__arena_alloc(c, INT64_MAX - 7), TFM_OOM);
+    assert_refused(c, tfm__arena_meta(c, INT64_MAX - 7), TFM_OOM);
+    tfm_measure_begin(c);
+    before = m.bytes;
+    p = (const char *)tfm__arena_meta_part(c, 1 << 30, 100);
+    cr_assert(p && p[0] == 0 && p[99] == 0);
+    cr_assert_lt(m.bytes - before, 4096);
+    assert_ok(c, tfm_measure_end(c, NULL));
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+Test(platform, bf16_dot_is_told_where_it_is_not_there) {
+    tfm_options o = options_of(1);
+    char said[100] = "", expected[100];
+    o.bf16_dot = 1;
+    o.log = on_log;
+    o.hook_user = said;
+    tfm_destroy(context_with(&o));
+    snprintf(expected, sizeof expected, "%d tfm_create: no BF16 dot products here", TFM_LOG_INFO);
+    cr_assert_str_eq(said, expected);
 }
 
 /* Several survivors at once, views of each other among them. */
@@ -169,6 +238,34 @@ Test(platform, keep_all_saves_a_list) {
     tfm_destroy(c);
 }
 
+/* The lowest moves first, whatever its place in the list, and a view with its base. */
+Test(platform, keep_all_writes_over_nothing_that_moves_later) {
+    const tfm_options o = options_of(1);
+    tfm_ctx *c = context_with(&o);
+    tfm_marker mark = tfm_mark(c);
+    tfm_tensor *a = tfm_arange(c, TFM_F32, 0, 500, 1), *b, *base, *view, *next, *list[3];
+    int i;
+    (void)tfm_ones(c, TFM_SHAPE(300000)); /* what follows lies in another chunk */
+    b = tfm_arange(c, TFM_F32, 500, 1000, 1);
+    list[0] = b;
+    list[1] = a;
+    cr_assert(tfm__keep_all(c, mark, list, 2), "%s", tfm_error(c));
+    for (i = 0; i < 3; i++) (void)tfm_ones(c, TFM_SHAPE(200000)); /* also where b was */
+    cr_assert(((float *)a->data)[0] == 0 && ((float *)a->data)[499] == 499);
+    cr_assert(((float *)b->data)[0] == 500 && ((float *)b->data)[499] == 999);
+    mark = tfm_mark(c);
+    base = tfm_arange(c, TFM_F32, 0, 64, 1);
+    view = tfm_narrow(c, base, 0, 16, 16);
+    next = tfm_arange(c, TFM_F32, 64, 128, 1);
+    list[0] = base;
+    list[1] = view;
+    list[2] = next;
+    cr_assert(tfm__keep_all(c, mark, list, 3), "%s", tfm_error(c));
+    cr_assert(((float *)base->data)[63] == 63 && ((float *)next->data)[0] == 64 && ((float *)next->data)[63] == 127);
+    cr_assert_eq((char *)view->data - (char *)base->data, 64);
+    tfm_destroy(c);
+}
+
 /* -- 6 ------------------------------------------------------------------------------------------------------------- */
 
 typedef struct work {
@@ -179,9 +276,14 @@ typedef struct work {
     int inner; /* also run a job inside of each piece */
 } work;
 
+typedef struct inner {
+    work *w;
+    int slot; /* of the piece around it */
+} inner;
+
 static void inner_task(void *arg, int64_t begin, int64_t end, int slot) {
-    work *w = (work *)arg;
-    if (begin < 0 || end > 10 || slot != tfm__slot_here(w->c)) tfm__atomic_add(&w->wrong, 1);
+    inner *n = (inner *)arg;
+    if (begin < 0 || end > 10 || slot != n->slot) tfm__atomic_add(&n->w->wrong, 1);
 }
 
 static void task(void *arg, int64_t begin, int64_t end, int slot) {
@@ -199,7 +301,12 @@ static void task(void *arg, int64_t begin, int64_t end, int slot) {
     tfm__atomic_add(&w->slot[slot], 1);
     if (tfm__fp_mode() != w->mode) tfm__atomic_add(&w->wrong, 1);
     for (i = begin; i < end; i++) w->hit[i]++;
-    if (w->inner) tfm__for(w->c, 10, 1, 1e9, inner_task, w);
+    if (w->inner) {
+        inner n;
+        n.w = w;
+        n.slot = slot;
+        tfm__for(w->c, 10, 1, 1e9, inner_task, &n);
+    }
     if (scratch[0] != (unsigned char)begin || scratch[SCRATCH - 1] != (unsigned char)begin)
         tfm__atomic_add(&w->wrong, 1);
     if (w->stop_at && begin >= w->stop_at) tfm_cancel(w->c);
@@ -224,7 +331,7 @@ static work do_work(tfm_ctx *c, int64_t items, int64_t grain, double size, int i
 static void for_backwards(void *user, int count, void (*run)(void *arg, int i), void *arg) {
     int i;
     ++*(int *)user;
-    for (i = count; i >= 0; i--) run(arg, i); /* one too many: ignored */
+    for (i = count; i >= -1; i--) run(arg, i); /* one too many at either end: ignored */
 }
 
 Test(threads_inside, a_job_does_every_item_once_in_pieces_of_its_grain) {
@@ -259,6 +366,71 @@ Test(threads_inside, a_job_inside_a_job_is_serial_on_the_slot_of_its_caller) {
     }
     cr_assert_eq(calls, 2); /* with 2 and 7 threads, once each: inner jobs do not ask for threads */
 }
+
+/* One thread for all slots, beginning with the last of them and then with the second. */
+static void for_in_turns(void *user, int count, void (*run)(void *arg, int i), void *arg) {
+    int *calls = (int *)user, i, first = ++*calls % 2 ? count - 1 : 1;
+    run(arg, -1); /* no slot */
+    for (i = 0; i < count; i++) {
+#if defined(FE_UPWARD)
+        uint64_t mode;
+        fesetround(FE_UPWARD);
+        mode = tfm__fp_mode();
+        run(arg, (first + i) % count);
+        if (tfm__fp_mode() != mode) *calls = 1000;
+        fesetround(FE_TONEAREST);
+#else
+        run(arg, (first + i) % count);
+#endif
+    }
+}
+
+/* Its rounding is its own again, and it works for no slot any more. */
+Test(threads_inside, a_thread_of_the_users_is_left_as_it_was) {
+    tfm_options o = options_of(3);
+    tfm_ctx *c;
+    int calls = 0;
+    o.parallel_for = for_in_turns;
+    o.parallel_user = &calls;
+    c = context_with(&o);
+    (void)do_work(c, 60, 1, 1e9, 1);
+    (void)do_work(c, 60, 1, 1e9, 1);
+    cr_assert_eq(calls, 2);
+    tfm_destroy(c);
+}
+
+#if !defined(_WIN32)
+extern int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *), void *arg);
+static int creatable = -1; /* threads that can be made; negative: any number */
+
+int create_thread(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *), void *arg) {
+    if (creatable == 0) return EAGAIN;
+    creatable -= creatable > 0;
+    return pthread_create(thread, attr, run, arg);
+}
+
+Test(threads_inside, fewer_threads_than_asked_for_are_told_and_do_the_work) {
+    int made;
+    for (made = 1; made < 4; made++) {
+        test_memory m = test_memory_new();
+        tfm_options o = options_of(4);
+        tfm_ctx *c;
+        char said[100] = "", expected[100];
+        o.allocator = test_allocator(&m);
+        o.log = on_log;
+        o.hook_user = said;
+        creatable = made - 1;
+        c = context_with(&o);
+        creatable = -1;
+        snprintf(expected, sizeof expected, "%d tfm_create: %d of 4 threads could be made", TFM_LOG_WARNING, made);
+        cr_expect_str_eq(said, expected);
+        cr_expect_eq(tfm_threads(c), made);
+        (void)do_work(c, 1000, 1, 1e9, 0);
+        tfm_destroy(c);
+        assert_no_leak(&m);
+    }
+}
+#endif
 
 Test(threads_inside, little_work_stays_with_the_caller) {
     tfm_options o = options_of(4);
@@ -307,6 +479,17 @@ Test(threads_inside, the_default_is_at_least_one_and_at_most_what_may_run) {
 }
 
 #if defined(__linux__)
+Test(threads_inside, what_is_read_to_make_a_context_is_closed_again) {
+    const tfm_options o = options_of(0);
+    const int before = open("/dev/null", O_RDONLY);
+    int i, after;
+    for (i = 0; i < 3; i++) tfm_destroy(context_with(&o));
+    after = open("/dev/null", O_RDONLY);
+    cr_assert_eq(after, before + 1);
+    close(after);
+    close(before);
+}
+
 /* A worker on the caller's processor leaves it, and may afterwards run where it might before. */
 Test(threads_inside, a_worker_steps_aside) {
     cpu_set_t before, now, one;
@@ -389,6 +572,10 @@ Test(threads_inside, quotas_of_a_control_group_and_of_those_above_are_read) {
     cr_expect_eq(quota(root, "/a/b", 0), 1);
     cr_expect_eq(quota(root, "/a", 0), 3);
     cr_expect_eq(quota(root, "/elsewhere/x", 0), 0);
+    write_text(root, "a/cpu.max", "100000 50000\n");
+    cr_expect_eq(quota(root, "/a", 0), 2);
+    write_text(root, "a/cpu.max", "99999999999999 100000\n");
+    cr_expect_eq(quota(root, "/a", 0), 0, "more than there are threads is none");
     write_text(root, "v1/cpu.cfs_quota_us", "-1\n");
     write_text(root, "v1/cpu.cfs_period_us", "100000\n");
     cr_expect_eq(quota(root, "/v1", 1), 0);

@@ -522,6 +522,7 @@ Test(threads, a_second_thread_in_a_context_is_busy_and_harms_nothing) {
     tfm_options o = with_threads(2);
     tfm_ctx *c;
     tfm_tensor *x, *y;
+    tfm_marker mark;
     hook h;
     memset(&h, 0, sizeof h);
     o.parallel_for = for_intruded;
@@ -539,6 +540,10 @@ Test(threads, a_second_thread_in_a_context_is_busy_and_harms_nothing) {
     cr_assert_eq(tfm_status_of(c), TFM_BUSY);
     cr_assert(strstr(tfm_error(c), "two threads") != NULL, "%s", tfm_error(c));
     cr_assert_null(tfm_exp(c, x));
+    memset(&mark, 0, sizeof mark);
+    tfm_rewind(c, mark); /* wrong as well, but not first */
+    cr_assert_eq(tfm_status_of(c), TFM_BUSY);
+    cr_assert(strstr(tfm_error(c), "two threads") != NULL, "%s", tfm_error(c));
     tfm_clear(c);
     y = tfm_shift(c, x, 1);
     assert_made(c, y);
@@ -551,6 +556,59 @@ static void add_ones(void *arg, int i) {
     tfm_ctx *c = (tfm_ctx *)arg;
     (void)i;
     (void)tfm_ones(c, TFM_SHAPE(2));
+}
+
+static int progress_intruded(void *user, const char *what, int64_t done, int64_t total) {
+    hook *h = (hook *)user;
+    (void)what;
+    (void)done;
+    (void)total;
+    if (h->c && h->calls++ == 0) on_threads(1, add_ones, h->c);
+    return 0;
+}
+
+/* Between the ops of a long call the context is its caller's, too. */
+Test(threads, a_second_thread_is_busy_until_the_whole_call_ends) {
+    tfm_options o = with_threads(1);
+    const int64_t id[2] = {1, 2};
+    tfm_transformer_config g;
+    tfm_transformer model;
+    tfm_generate_options options;
+    tfm_session_options room;
+    tfm_session *s;
+    tfm_params *p;
+    tfm_prompt prompt;
+    tfm_sequence out;
+    tfm_ctx *c;
+    hook h;
+    memset(&h, 0, sizeof h);
+    memset(&g, 0, sizeof g);
+    memset(&options, 0, sizeof options);
+    memset(&room, 0, sizeof room);
+    o.progress = progress_intruded;
+    o.hook_user = &h;
+    c = context_with(&o);
+    g.kind = TFM_DECODER_ONLY;
+    g.decoder_layers = 1;
+    g.target_vocab = 7;
+    g.max_length = room.capacity = 16;
+    g.block.d_model = g.block.d_ff = 8;
+    g.block.heads = 1;
+    p = tfm_params_create(c);
+    assert_ok(c, tfm_transformer_init(c, p, "", &g, &model));
+    s = tfm_session_create(c, &model, &room);
+    assert_made(c, s);
+    prompt.count = 2;
+    prompt.ids = id;
+    options.max_new = 3;
+    h.c = c;
+    assert_verb_refused(c, tfm_generate(c, s, &prompt, 1, &options, &out), TFM_BUSY);
+    cr_assert_geq(h.calls, 1);
+    tfm_session_reset(s);
+    assert_ok(c, tfm_generate(c, s, &prompt, 1, &options, &out));
+    tfm_session_destroy(s);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
 }
 
 /* The op is left: else the context would belong to the thread that called it. */
@@ -926,6 +984,31 @@ Test(threads, workers_never_call_the_allocator) {
 }
 
 #if !defined(_WIN32)
+static volatile sig_atomic_t signals_seen;
+static void on_usr1(int number) {
+    (void)number;
+    signals_seen++;
+}
+
+/* A handler runs on the program's own threads. */
+Test(threads, workers_take_no_signals) {
+    tfm_ctx *c = threaded(3);
+    void (*before)(int) = signal(SIGUSR1, on_usr1);
+    sigset_t mine_alone, old;
+    sigemptyset(&mine_alone);
+    sigaddset(&mine_alone, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &mine_alone, &old);
+    signals_seen = 0;
+    kill(getpid(), SIGUSR1);
+    pause_ms(50);
+    cr_expect_eq(signals_seen, 0);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pause_ms(1);
+    cr_expect_eq(signals_seen, 1);
+    signal(SIGUSR1, before);
+    tfm_destroy(c);
+}
+
 static double cpu_seconds(void) {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
