@@ -144,11 +144,13 @@ Test(context, all_memory_comes_from_the_users_allocator_and_goes_back) {
     c = context_with(&o);
     for (i = 0; i < 2000; i++) assert_made(c, tfm_randn(c, TFM_SHAPE(1 + i)));
     tfm_profile_start(c);
-    assert_made(c, tfm_randn(c, TFM_SHAPE(5)));
+    for (i = 0; i < 200; i++) assert_made(c, tfm_randn(c, TFM_SHAPE(1 + i))); /* a table that grows goes back */
     u = tfm_memory_usage(c);
     cr_assert_eq(u.held, m.bytes, "held is %lld, the allocator gave %lld", (long long)u.held, (long long)m.bytes);
     cr_assert_eq(u.held_peak, m.peak);
     cr_assert_eq(u.allocations, m.calls);
+    tfm_memory_reset(c);
+    cr_assert_eq(tfm_memory_usage(c).held_peak, m.bytes);
     tfm_destroy(c);
     assert_no_leak(&m);
 }
@@ -223,30 +225,38 @@ static void serial_for(void *user, int count, void (*run)(void *arg, int i), voi
     for (i = count - 1; i >= 0; i--) run(arg, i);
 }
 
+static void assert_broken_at_limit(const tfm_options *o, const char *words) {
+    tfm_ctx *c = tfm_create(o);
+    cr_assert_not_null(c);
+    cr_assert_eq(tfm_status_of(c), TFM_OOM);
+    cr_assert(strstr(tfm_error(c), words) != NULL, "%s", tfm_error(c));
+    tfm_clear(c);
+    cr_assert_eq(tfm_status_of(c), TFM_OOM);
+    tfm_destroy(c);
+}
+
 Test(context, impossible_options_are_a_clear_error) {
     tfm_options o = no_options();
     int calls = 0;
     o.threads = -1;
     assert_broken(&o, TFM_INVALID, "threads is -1");
+    o.threads = 1025;
+    assert_broken(&o, TFM_INVALID, "threads is 1025, not 0 to 1024");
     o.threads = 1 << 20;
     assert_broken(&o, TFM_INVALID, "threads is 1048576");
-    o.threads = 0;
+    o.threads = 1024;
     o.parallel_for = serial_for;
     o.parallel_user = &calls;
+    o.memory_limit = 1 << 20;
+    assert_broken_at_limit(&o, "memory_limit is 1048576");
+    o.memory_limit = 0;
+    o.threads = 0;
     assert_broken(&o, TFM_INVALID, "threads is 0");
     o.parallel_for = NULL;
     o.memory_limit = -5;
     assert_broken(&o, TFM_INVALID, "memory_limit is -5");
     o.memory_limit = 1000; /* less than a context */
-    {
-        tfm_ctx *c = tfm_create(&o);
-        cr_assert_not_null(c);
-        cr_assert_eq(tfm_status_of(c), TFM_OOM);
-        cr_assert(strstr(tfm_error(c), "memory_limit is 1000") != NULL, "%s", tfm_error(c));
-        tfm_clear(c);
-        cr_assert_eq(tfm_status_of(c), TFM_OOM);
-        tfm_destroy(c);
-    }
+    assert_broken_at_limit(&o, "memory_limit is 1000");
     cr_assert_eq(calls, 0);
 }
 
@@ -451,14 +461,19 @@ Test(context, every_expression_is_null_while_an_error_stands) {
 Test(context, an_error_text_of_any_length_ends_where_it_must) {
     tfm_ctx *c = context_with(NULL);
     char name[5000];
-    memset(name, 'n', sizeof name - 1);
-    name[sizeof name - 1] = 0;
-    {
+    int shift, i;
+    for (shift = 0; shift < 2; shift++) { /* also in the middle of a character */
+        const char *text;
         tfm_params *p = tfm_params_create(c);
         assert_made(c, p);
+        for (i = 0; i < (int)sizeof name - 1; i++) name[i] = i < shift ? 'n' : "\xC3\xA9"[(i - shift) % 2];
+        name[sizeof name - 1] = 0;
         cr_assert_null(tfm_params_write_begin(c, p, name));
-        cr_assert_gt(strlen(tfm_error(c)), 20u);
-        cr_assert_lt(strlen(tfm_error(c)), 4096u);
+        text = tfm_error(c);
+        cr_assert_gt(strlen(text), 20u);
+        cr_assert_lt(strlen(text), 4096u);
+        for (i = 0; text[i]; i++) cr_assert_eq(text[i] == '\xC3', text[i + 1] == '\xA9', "%s", text);
+        tfm_clear(c);
         tfm_params_destroy(p);
     }
     tfm_destroy(c);
@@ -722,6 +737,48 @@ Test(context, profile_has_a_row_for_each_op_and_shape) {
     cr_assert_eq(tfm_profile_count(c), 0);
     table = tfm_profile(c);
     cr_assert(table && strstr(table, "total"), "%s", tfm_error(c));
+    tfm_destroy(c);
+}
+
+/* A shape is told from one that begins like it; share and rate are those of the row; the costly rows come first. */
+Test(context, the_table_of_a_profile_says_what_its_rows_hold) {
+    tfm_ctx *c = context_with(NULL);
+    tfm_tensor *x = tfm_ones(c, TFM_SHAPE(300, 400));
+    tfm_profile_row row;
+    char unit[16];
+    const char *line;
+    double total = 0, last = HUGE_VAL, ms, share, rate;
+    long long calls;
+    int64_t i;
+    clock_t begin;
+    tfm_profile_start(c);
+    assert_made(c, tfm_ones(c, TFM_SHAPE(3, 4)));
+    assert_made(c, tfm_ones(c, TFM_SHAPE(3)));
+    cr_assert_eq(tfm_profile_count(c), 2);
+    tfm_profile_start(c);
+    begin = clock();
+    for (i = 0; i < 20; i++) assert_made(c, tfm_exp(c, x));
+    begin = clock() - begin;
+    tfm_profile_stop(c);
+    assert_ok(c, tfm_profile_get(c, 0, &row));
+    cr_assert_geq(row.ms, 1e3 * (double)begin / CLOCKS_PER_SEC / tfm_threads(c) * 0.3);
+    tfm_profile_start(c);
+    for (i = 1; i < 6; i++) assert_made(c, tfm_ones(c, TFM_SHAPE(i)));
+    assert_made(c, tfm_exp(c, x));
+    line = tfm_profile(c);
+    assert_made(c, line);
+    for (i = 0; i < tfm_profile_count(c); i++) {
+        assert_ok(c, tfm_profile_get(c, i, &row));
+        cr_assert_leq(row.ms, last);
+        last = row.ms;
+        total += row.ms;
+    }
+    for (i = 0; strcmp(row.op, "tfm_exp"); i++) assert_ok(c, tfm_profile_get(c, i, &row));
+    line = strstr(line, "tfm_exp");
+    cr_assert(line && sscanf(line, "tfm_exp (300, 400) %lld %lf %lf%% %lf %15s", &calls, &ms, &share, &rate, unit) == 5,
+              "%s", line);
+    cr_assert(calls == 1 && fabs(ms - row.ms) < 1e-3 && fabs(share - 100 * row.ms / total) < 0.1, "%s", line);
+    cr_assert(!strcmp(unit, "GB/s") && fabs(rate - row.bytes / row.ms * 1e-6) < 0.01, "%s", line);
     tfm_destroy(c);
 }
 

@@ -557,6 +557,50 @@ Test(format, summary_hides_large_numbers) {
     tfm_destroy(c);
 }
 
+/* 80 characters are a line, the last bracket not counted. */
+Test(format, a_dtype_that_just_fits_stays_on_the_line) {
+    tfm_ctx *c = context(1);
+    assert_text(c, counted(c, TFM_I32, TFM_SHAPE(13), 1, 10, 10),
+                "tensor([10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 10, 11, 12], dtype=torch.int32)");
+    assert_text(c, counted(c, TFM_BF16, TFM_SHAPE(10), 1, 10, 10),
+                "tensor([10., 11., 12., 13., 14., 15., 16., 17., 18., 19.],\n"
+                "       dtype=torch.bfloat16)");
+    assert_text(c, counted(c, TFM_BF16, TFM_SHAPE(2, 12), 1, 0, 2),
+                "tensor([[0., 1., 0., 1., 0., 1., 0., 1., 0., 1., 0., 1.],\n"
+                "        [0., 1., 0., 1., 0., 1., 0., 1., 0., 1., 0., 1.]],\n"
+                "       dtype=torch.bfloat16)");
+    tfm_destroy(c);
+}
+
+Test(format, six_rows_of_many_are_all_shown) {
+    tfm_ctx *c = context(1);
+    assert_text(c, tfm_ones(c, TFM_SHAPE(6, 200)),
+                "tensor([[1., 1., 1.,  ..., 1., 1., 1.],\n"
+                "        [1., 1., 1.,  ..., 1., 1., 1.],\n"
+                "        [1., 1., 1.,  ..., 1., 1., 1.],\n"
+                "        [1., 1., 1.,  ..., 1., 1., 1.],\n"
+                "        [1., 1., 1.,  ..., 1., 1., 1.],\n"
+                "        [1., 1., 1.,  ..., 1., 1., 1.]])");
+    tfm_destroy(c);
+}
+
+/* Exponents begin above 1e8 and below 1e-4. */
+Test(format, the_ends_of_plain_numbers_are_plain) {
+    tfm_ctx *c = context(1);
+    assert_text(c, tfm_full(c, TFM_F32, TFM_SHAPE(1), 1e8), "tensor([100000000.])");
+    assert_text(c, tfm_full(c, TFM_F64, TFM_SHAPE(1), 1e-4), "tensor([0.0001], dtype=torch.float64)");
+    assert_text(c, tfm_neg(c, tfm_full(c, TFM_F32, TFM_SHAPE(1), NAN)), "tensor([nan])");
+    tfm_destroy(c);
+}
+
+Test(format, of_a_dry_run_has_a_size_and_no_elements) {
+    tfm_ctx *c = context(1);
+    tfm_measure_begin(c);
+    assert_text(c, tfm_ones(c, TFM_SHAPE(3, 5)), "tensor(..., size=(3, 5))");
+    assert_ok(c, tfm_measure_end(c, NULL));
+    tfm_destroy(c);
+}
+
 Test(format, of_a_view_is_that_of_its_copy) {
     tfm_ctx *c = context(1);
     int layout, dtype;
@@ -574,6 +618,11 @@ Test(format, needs_of_gradients_are_told) {
     tfm_tensor *t = tfm_ones(c, TFM_SHAPE(2));
     assert_ok(c, tfm_set_requires_grad(c, t, 1));
     assert_text(c, t, "tensor([1., 1.], requires_grad=True)");
+    t = tfm_full(c, TFM_F16, TFM_SHAPE(8), 1);
+    assert_ok(c, tfm_set_requires_grad(c, t, 1));
+    assert_text(c, t,
+                "tensor([1., 1., 1., 1., 1., 1., 1., 1.], dtype=torch.float16,\n"
+                "       requires_grad=True)");
     tfm_destroy(c);
 }
 

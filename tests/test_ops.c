@@ -768,6 +768,8 @@ Test(norm, impossible_ones_are_refused) {
     o.weight_offset = 0;
     o.residual = tfm_ones(c, TFM_SHAPE(8));
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    o.residual = tfm_ones(c, TFM_SHAPE(2, 8, 1));
+    assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
     assert_shape(c, tfm_layer_norm(c, tfm_ones(c, TFM_SHAPE(0, 8)), NULL, NULL, NULL), TFM_SHAPE(0, 8));
     assert_shape(c, tfm_layer_norm(c, tfm_ones(c, TFM_SHAPE(8, 0)), NULL, NULL, NULL), TFM_SHAPE(8, 0));
     tfm_destroy(c);

@@ -241,8 +241,10 @@ Test(params, prepare_packs_marked_weights_and_write_unpacks) {
     cr_assert_null(l.weight->data);
     cr_assert_eq(other->layout, TFM_STRIDED);
     cr_assert_eq(l.bias->layout, TFM_STRIDED);
+    cr_assert_not(tfm_is_contiguous(l.weight));
     /* copies, reads and text see the matrix, not the panels */
     assert_same_values(c, tfm_clone(c, l.weight), plain);
+    assert_same_values(c, tfm_contiguous(c, l.weight), plain);
     assert_same_values(c, l.weight, plain);
     cr_assert_eq(tfm_get(l.weight, at), tfm_get(plain, at));
     t = tfm_params_write_begin(c, p, "l.weight");

@@ -24,6 +24,7 @@ Test(shape, bad_shapes_are_refused_with_a_text) {
     assert_refused(c, tfm_empty(c, 99, TFM_SHAPE(1)), TFM_INVALID);
     assert_refused(c, tfm_empty(c, -1, TFM_SHAPE(1)), TFM_INVALID);
     assert_refused(c, tfm_zeros(c, TFM_SHAPE(INT64_MAX, 2)), TFM_INVALID);
+    assert_refused(c, tfm_zeros(c, TFM_SHAPE((int64_t)1 << 60)), TFM_INVALID);
     assert_refused(c, tfm_zeros(c, TFM_SHAPE(INT64_MAX / 2, 0, 4)), TFM_INVALID);
     tfm_destroy(c);
 }
@@ -34,6 +35,17 @@ Test(shape, numel_contiguous_and_dtypes_answer_for_null) {
     cr_assert_str_eq(tfm_dtype_name(99), "unknown");
     cr_assert(tfm_dtype_size(TFM_F64) == 8 && tfm_dtype_size(-1) == 0);
     cr_assert(isnan(tfm_get(NULL, NULL)) && isnan(tfm_item(NULL)));
+}
+
+/* Strides of dims of one element say nothing, nor do any without elements. */
+Test(shape, contiguous_is_what_has_no_gaps) {
+    tfm_ctx *c = context(1);
+    const tfm_tensor *empty = tfm_zeros(c, TFM_SHAPE(2, 0, 3)), *row = tfm_zeros(c, TFM_SHAPE(1, 4));
+    cr_assert(empty->stride[0] == 3 && empty->stride[1] == 3 && empty->stride[2] == 1);
+    cr_assert(tfm_is_contiguous(tfm_transpose(c, empty, 0, 2)));
+    cr_assert(tfm_is_contiguous(tfm_transpose(c, row, 0, 1)));
+    cr_assert_not(tfm_is_contiguous(tfm_slice(c, row, 1, 0, 4, 2)));
+    tfm_destroy(c);
 }
 
 /* -- creation ------------------------------------------------------------------------------------------------------ */
@@ -312,10 +324,23 @@ Test(cast, floats_become_integers_truncated_and_saturated) {
             cr_assert(cast_one(c, from, HUGE_VAL, TFM_I64) == 9223372036854775807.0);
             cr_assert(cast_one(c, from, -HUGE_VAL, TFM_I64) == -9223372036854775808.0);
             cr_assert(cast_one(c, from, NAN, TFM_I64) == 0);
+            if (from != TFM_F16) cr_assert(cast_one(c, from, ldexp(1, 63), TFM_I64) == 9223372036854775807.0);
             cr_assert(cast_one(c, from, 0.25, TFM_BOOL) == 1 && cast_one(c, from, 0, TFM_BOOL) == 0);
             cr_assert(cast_one(c, from, NAN, TFM_BOOL) == 1);
         }
     }
+}
+
+/* Of memory that another program filled: any byte but 0 is true. */
+Test(cast, true_is_one_whatever_its_byte) {
+    tfm_ctx *c = context(1);
+    uint8_t byte[3] = {0, 2, 255};
+    const double expected[3] = {0, 1, 1};
+    const tfm_tensor *t = tfm_wrap(c, TFM_BOOL, TFM_SHAPE(3), byte);
+    int to;
+    assert_elements(c, t, 3, expected);
+    for (to = 0; to < TFM_DTYPE_COUNT; to++) assert_elements(c, tfm_cast(c, t, to), 3, expected);
+    tfm_destroy(c);
 }
 
 Test(cast, integers_wrap_into_narrower_integers) {
@@ -343,6 +368,8 @@ Test(cast, halves_are_rounded_once_from_f64_and_i64) {
     cr_assert(cast_one(c, TFM_F64, -ldexp(1.0, -160), TFM_BF16) == 0);
     memcpy(t->data, &wide, sizeof wide);
     cr_assert(tfm_item(tfm_cast(c, t, TFM_BF16)) == ldexp(129.0, 50));
+    *(int64_t *)t->data = -wide;
+    cr_assert(tfm_item(tfm_cast(c, t, TFM_BF16)) == -ldexp(129.0, 50));
     tfm_destroy(c);
 }
 
