@@ -298,13 +298,13 @@ Test(attention, few_keys_have_the_bits_of_the_same_keys_among_others) {
 /* Sums of the smallest numbers there are: some underflow to -0, and beside longer rows go on to keys of weight 0. */
 Test(attention, a_sum_that_underflows_has_the_sign_it_has_alone) {
     TEST_EACH_ISA(c, 1) {
-        const int64_t L = 20;
+        const int64_t L = 20, V = 21; /* whole vectors and a part of one */
         tfm_tensor *q = tfm_ones(c, TFM_SHAPE(1, 1, L, 4)), *k = tfm_zeros(c, TFM_SHAPE(1, 1, L, 4));
-        tfm_tensor *v = tfm_zeros(c, TFM_SHAPE(1, 1, L, 1)), *y, *z;
+        tfm_tensor *v = tfm_zeros(c, TFM_SHAPE(1, 1, L, V)), *y, *z;
         tfm_attention_options o = plain();
         int64_t i;
         for (i = 0; i < 4; i++) ((float *) k->data)[i] = 2.0f;
-        for (i = 1; i < L; i++) ((float *) v->data)[i] = i % 2 ? -1e-45f : 1e-45f;
+        for (i = V; i < L * V; i++) ((float *) v->data)[i] = i / V % 2 ? -1e-45f : 1e-45f;
         o.mask.causal = TFM_CAUSAL_TOP_LEFT;
         y = tfm_attention(c, q, k, v, &o);
         assert_made(c, y);
@@ -313,7 +313,7 @@ Test(attention, a_sum_that_underflows_has_the_sign_it_has_alone) {
             o.mask.offset = i;
             z = tfm_attention(c, tfm_narrow(c, q, 2, i, 1), k, v, &o);
             assert_made(c, z);
-            assert_same_bytes((float *) y->data + i, z->data, 4);
+            assert_same_bytes((float *) y->data + i * V, z->data, V * 4);
         }
     }
 }
@@ -524,23 +524,24 @@ Test(attention, minus_infinity_in_a_bias_has_the_bits_of_a_boolean_mask) {
     }
 }
 
+/* Of the first head. Four heads make bands of several tiles, whose first ends before the NaN. */
 Test(attention, a_nan_that_only_some_rows_attend_stays_in_those) {
     TEST_EACH_ISA(c, 1) {
-        const int64_t L = 40, d = 8;
-        tfm_tensor *q = reference_random(c, TFM_SHAPE(1, 1, L, d), 1),
-            *k = reference_random(c, TFM_SHAPE(1, 1, L, d), 2);
-        tfm_tensor *v = reference_random(c, TFM_SHAPE(1, 1, L, d), 3), *pv = tfm_clone(c, v), *clean, *poisoned;
+        const int64_t H = 4, L = 100, at = 57, d = 8;
+        tfm_tensor *q = reference_random(c, TFM_SHAPE(1, H, L, d), 1),
+            *k = reference_random(c, TFM_SHAPE(1, H, L, d), 2);
+        tfm_tensor *v = reference_random(c, TFM_SHAPE(1, H, L, d), 3), *pv = tfm_clone(c, v), *clean, *poisoned;
         tfm_attention_options o = plain();
         int64_t i, e;
-        ((float *) pv->data)[20 * d + 3] = (float) NAN;
+        ((float *) pv->data)[at * d + 3] = (float) NAN;
         o.mask.causal = TFM_CAUSAL_TOP_LEFT;
-        clean = tfm_attention(c, q, k, v, &o);
-        poisoned = tfm_attention(c, q, k, pv, &o);
+        clean = tfm_contiguous(c, tfm_attention(c, q, k, v, &o));
+        poisoned = tfm_contiguous(c, tfm_attention(c, q, k, pv, &o));
         assert_made(c, poisoned);
-        for (i = 0; i < L; i++)
+        for (i = 0; i < H * L; i++)
             for (e = 0; e < d; e++) {
                 const float x = ((float *) clean->data)[i * d + e], y = ((float *) poisoned->data)[i * d + e];
-                if (i >= 20 && e == 3) cr_assert(isnan(y), "row %d lost the NaN", (int) i);
+                if (i >= at && i < L && e == 3) cr_assert(isnan(y), "row %d lost the NaN", (int) i);
                 else cr_assert(memcmp(&x, &y, 4) == 0, "row %d element %d changed", (int) i, (int) e);
             }
     }
