@@ -3047,7 +3047,7 @@ struct tfm__kernels {
     /* products */
     void (*gemm)(const tfm__gemm *g);
     /* the same for a plain A and a B whose columns lie in rows of memory, b_row elements apart: f32 beside 4 rows at
-     * most, or halves; all of depth at once */
+     * most, or, where turn_rows is not 0, halves; all of depth at once */
     void (*gemm_turned)(const tfm__gemm *g);
     /* dst panels [cols/width][depth][width] (dst_dtype) from src element (j, k) at src[j * src_col + k * src_k]; zero
      * padded columns up to a multiple of 16; width: 16 or 64 */

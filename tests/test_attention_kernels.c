@@ -494,6 +494,31 @@ Test(attention_kernels, two_steps_have_the_bits_of_one_and_leave_masked_scores_t
     }
 }
 
+/* A bias lies in the caller's memory: it is read up to its last key. Scores and `keep` have room for whole vectors. */
+Test(attention_kernels, a_mask_on_scores_reads_the_bias_up_to_its_last_key) {
+    enum { SPARE = 2 * BLOCK };
+    EACH_TABLE(k) {
+        for (int64_t keys = 0; keys <= 2 * k->width + 1; keys++) {
+            float score[SPARE], before[SPARE], *bias = floats(0, keys);
+            unsigned char keep[SPARE];
+            for (int64_t j = 0; j < SPARE; j++) {
+                score[j] = before[j] = j % 5 == 3 ? (float)NAN : normal();
+                keep[j] = (unsigned char)(j % 3 ? 255 >> j % 7 : 0);
+            }
+            for (int64_t j = 0; j < keys; j++) bias[j] = j % 2 ? (float)-HUGE_VAL : normal();
+            k->attn_bias(score, bias, keys);
+            for (int64_t j = 0; j < keys; j++)
+                CHECK(ulps(score[j], j % 2 ? -HUGE_VAL : (double)before[j] + (double)bias[j]) <= 0.5001,
+                      "%s: key %d of %d is %.9g", k->name, (int)j, (int)keys, (double)score[j]);
+            memcpy(score, before, sizeof score);
+            k->attn_keep(score, keep, keys);
+            for (int64_t j = 0; j < keys; j++)
+                CHECK(keep[j] ? same(&score[j], &before[j], 4) : score[j] == (float)-HUGE_VAL, "%s: key %d of %d",
+                      k->name, (int)j, (int)keys);
+        }
+    }
+}
+
 /* A long row of keys in blocks, merged left to right, is the attention over all of them. */
 Test(attention_kernels, blocks_merged_left_to_right_are_attention_over_all_keys) {
     enum { KEYS = 5 * BLOCK + 37, SIZE = 24 };

@@ -485,6 +485,21 @@ Test(kernels, odd_functions_keep_the_sign_of_zero) {
     }
 }
 
+/* The budget of a small result is as large as the result. */
+Test(kernels, exp_of_less_than_any_float_is_zero) {
+    static const float x[] = {-104.0f, -104.5f, -105, -150, -1e30f, (float)-HUGE_VAL};
+    enum { N = (int)(sizeof x / sizeof x[0]) };
+    static const int ops[] = {TFM__U_EXP, TFM__U_SIGMOID};
+    EACH_TABLE(k) {
+        for (int j = 0; j < 2; j++) {
+            float y[N];
+            k->unary(ops[j], y, x, 0, 0, N);
+            for (int i = 0; i < N; i++)
+                CHECK(y[i] == 0, "%s: unary op %d of %.9g is %.9g", k->name, ops[j], (double)x[i], (double)y[i]);
+        }
+    }
+}
+
 /* -- binary -------------------------------------------------------------------------------------------------------- */
 
 static double binary_exact(int op, double a, double b) {
@@ -775,8 +790,26 @@ Test(kernels, softmax_stays_within_its_budget) {
     }
 }
 
+/* NaN or +inf somewhere in x. */
+static void check_poisoned_softmax(const tfm__kernels *k, float *x, float *y, int n, int log_form) {
+    int i, j;
+    for (j = 0; j < n; j += n > 200 ? 37 : 1) {
+        const float kept = x[j];
+        x[j] = (float)NAN;
+        softmax_row(k, y, x, n, log_form);
+        for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: NaN at %d of %d lost at %d", k->name, j, n, i);
+        CHECK(isnan(k->logsumexp(x, n)), "%s: logsumexp with NaN at %d of %d", k->name, j, n);
+        x[j] = (float)HUGE_VAL;
+        softmax_row(k, y, x, n, log_form);
+        for (i = 0; i < n; i++)
+            CHECK(isnan(y[i]), "%s: inf at %d of %d: %.9g at %d", k->name, j, n, (double)y[i], i);
+        CHECK(k->logsumexp(x, n) == (float)HUGE_VAL, "%s: logsumexp with inf", k->name);
+        x[j] = kept;
+    }
+}
+
 Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_takes_the_row) {
-    int s, i, j, log_form;
+    int s, i, log_form;
     EACH_TABLE(k) {
         int sizes[MOST_SIZES], count = row_sizes(k, sizes);
         for (s = 1; s < count; s++) {
@@ -793,19 +826,10 @@ Test(kernels, softmax_of_only_minus_infinity_is_zero_and_nan_or_plus_infinity_ta
                 for (i = 0; i < n; i++)
                     CHECK(fabs((log_form ? exp((double)y[i]) : (double)y[i]) * n - 1) < 1e-5, "%s: uniform row of %d",
                           k->name, n);
+                fill_value(x, n, (float)-HUGE_VAL);
+                check_poisoned_softmax(k, x, y, n, log_form);
                 fill_normal(x, n);
-                for (j = 0; j < n; j += n > 200 ? 37 : 1) {
-                    const float kept = x[j];
-                    x[j] = (float)NAN;
-                    softmax_row(k, y, x, n, log_form);
-                    for (i = 0; i < n; i++) CHECK(isnan(y[i]), "%s: NaN at %d of %d lost at %d", k->name, j, n, i);
-                    x[j] = (float)HUGE_VAL;
-                    softmax_row(k, y, x, n, log_form);
-                    for (i = 0; i < n; i++)
-                        CHECK(isnan(y[i]), "%s: inf at %d of %d: %.9g at %d", k->name, j, n, (double)y[i], i);
-                    CHECK(k->logsumexp(x, n) == (float)HUGE_VAL, "%s: logsumexp with inf", k->name);
-                    x[j] = kept;
-                }
+                check_poisoned_softmax(k, x, y, n, log_form);
             }
         }
     }
@@ -1080,10 +1104,11 @@ static void check_packing(const tfm__kernels *k, int from, int to, int64_t cols,
             }
     }
     if (from == to && k_step == 1 && col_step == depth) {
-        void *weight = room(3, panels * depth * float_size(to));
-        memset(weight, 0x55, (size_t)(panels * depth * float_size(to)));
+        const int64_t bytes = panels * depth * float_size(to), past = random_bits() % 2 * 16; /* and no line's begin */
+        void *weight = room(3, bytes + past);
+        memset(weight, 0x55, (size_t)bytes);
         k->pack_weight(weight, src, to, cols, depth);
-        CHECK(same(weight, dst, panels * depth * float_size(to)), "%s: %s weight of %lld x %lld", k->name,
+        CHECK(same(weight, dst, bytes), "%s: %s weight of %lld x %lld", k->name,
               float_name[to], (long long)cols, (long long)depth);
     }
     for (strip = 0; strip < strips; strip++)
@@ -1115,6 +1140,7 @@ Test(kernels, packing_puts_every_element_in_its_place_and_zeros_in_the_rest) {
                     }
                     check_packing(k, from, to, 3 * PANEL + 1, 3 * k->width + 1, 3 * k->width + 1, 1);
                     check_packing(k, from, to, 3 * PANEL, 100, 100, 1);
+                    check_packing(k, from, to, 4 * PANEL + 5, 7, 1, 4 * PANEL + 9);
                 }
         assert_fronts_untouched("packing");
     }
@@ -1269,24 +1295,36 @@ static void check_forms(const product *p) {
         p->k->gemm(&g);
     }
     EXPECT_SAME(p, c, "panel by panel");
+    if (p->m > 0 && (p->dtype == TFM_F32 ? p->m <= 4 : p->k->turn_rows > 0)) {
+        c = fresh_c(p);
+        g = plain_form(p, c);
+        g.b = p->b, g.b_row = p->depth;
+        p->k->gemm_turned(&g);
+        EXPECT_SAME(p, c, "B as a file holds it");
+    }
     assert_fronts_untouched("product");
 }
 
 /* Rows 0 to 3 tiles + 1; columns and depths around every edge. */
 Test(kernels, products_are_within_budget_and_have_the_same_bits_alone_packed_and_in_pieces) {
-    static const int64_t cols[] = {0, 1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 131},
+    static const int64_t cols[] = {0, 1, 3, 7, 13, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 131},
                          depths[] = {0, 1, 2, 5, 16, 31, 33, 100};
     EACH_TABLE(k) {
         int64_t m;
         int i;
         for (m = 0; m <= 3 * k->tile_rows + 1; m += test_quick() && m > k->tile_rows ? 7 : 1)
-            for (i = 0; i < 15; i += test_quick() ? 2 : 1) {
+            for (i = 0; i < 16; i += test_quick() ? 2 : 1) {
                 const product p = make_product(k, m, cols[i], depths[random_bits() % 8], (int)(random_bits() % 3),
                                                (int)(random_bits() % TFM_ACT_COUNT), (int)(random_bits() % 2),
                                                random_bits() % 2 ? 3 : 0);
                 check_exact(&p, 1);
                 check_forms(&p);
             }
+        for (i = 1; i < 40; i += 4) { /* one row and whole cache lines of depth */
+            const product p = make_product(k, 1, i, 48, TFM_F32, TFM_ACT_NONE, 1, 3);
+            check_exact(&p, 1);
+            check_forms(&p);
+        }
     }
 }
 
