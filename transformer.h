@@ -15546,9 +15546,9 @@ static tfm__slab *tfm__param_slab(tfm_ctx *c, const tfm__param *q) {
     const int64_t head = tfm__round_up((int64_t)sizeof(tfm__slab), TFM__ALIGN), share = tfm__param_share(q);
     tfm_params *const p = q->store;
     int64_t all = head, i = 0;
-    if (share && p->slab && p->slab->bytes - p->slab->used >= share) return p->slab;
+    if (!share) return NULL; /* what comes after it goes on in the slab at hand */
+    if (p->slab && p->slab->bytes - p->slab->used >= share) return p->slab;
     p->slab = NULL;
-    if (!share) return NULL;
     while (p->list[i] != q) i++;
     for (; i < p->count; i++) {
         const int64_t more = tfm__param_share(p->list[i]);

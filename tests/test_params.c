@@ -353,6 +353,41 @@ Test(params, packing_again_and_again_takes_no_more_memory) {
     assert_no_leak(&m);
 }
 
+/* Weights that are marked later, in between others that were packed and written before: one block holds them. */
+Test(params, new_weights_share_memory_whatever_stands_between_them) {
+    enum { COUNT = 16 };
+    test_memory m = test_memory_new();
+    tfm_ctx *c;
+    tfm_params *p;
+    tfm_linear_layer l;
+    char name[32];
+    int64_t held;
+    int i;
+    c = counted_context(&m);
+    p = tfm_params_create(c);
+    for (i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "old%d", i);
+        assert_ok(c, tfm_linear_init(c, p, name, 64, 128, 0, &l));
+        snprintf(name, sizeof name, "new%d.weight", i);
+        assert_made(c, tfm_params_add(c, p, name, TFM_F32, TFM_SHAPE(128, 64)));
+    }
+    assert_ok(c, tfm_params_prepare(c, p));
+    for (i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "old%d.weight", i);
+        assert_made(c, tfm_params_write_begin(c, p, name));
+        assert_ok(c, tfm_params_write_end(c, p, name));
+        snprintf(name, sizeof name, "new%d", i);
+        assert_ok(c, tfm_linear_init(c, p, name, 64, 128, 0, &l));
+    }
+    held = m.bytes;
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(l.weight->layout, TFM_PANELS);
+    cr_assert(m.bytes <= held + 4096, "%lld bytes held, %lld before", (long long)m.bytes, (long long)held);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
 /* Room for one weight more is enough: what would be shared then stands alone. */
 Test(params, prepare_needs_no_more_memory_than_its_largest_weight) {
     enum { COUNT = 6 };
