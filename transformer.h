@@ -15611,17 +15611,6 @@ static tfm_status tfm__param_unpack(tfm_ctx *c, tfm__param *q) {
     return TFM_OK;
 }
 
-/* Plain memory of another dtype in place of what q has; its contents are to be written by the caller. */
-static TFM__UNUSED tfm_tensor *tfm__param_reset(tfm_ctx *c, tfm_params *p, tfm__param *q, int dtype) {
-    const int64_t bytes = tfm_numel(&q->tensor) * tfm_dtype_size(dtype);
-    void *block = bytes ? tfm__params_block(c, p, bytes, 1) : NULL;
-    if (bytes && !block) return NULL;
-    tfm__param_replace(q, block, bytes, TFM_STRIDED);
-    q->tensor.dtype = dtype;
-    q->tensor.bytes = bytes;
-    return &q->tensor;
-}
-
 /* 0: q is between tfm_params_write_begin and _end; the error is set. */
 static int tfm__param_idle(tfm_ctx *c, const char *who, const tfm__param *q) {
     if (q->writing) tfm__fail(c, TFM_INVALID, "%s: '%s' is being written: tfm_params_write_end first", who, q->name);
@@ -17881,7 +17870,7 @@ static void tfm__transformer_caches(const tfm_transformer_config *config, int64_
 /* The next ids of each row, behind what the cache holds: hidden (B, L, d_model). */
 static TFM__UNUSED tfm_tensor *tfm__transformer_step(tfm_ctx *c, const tfm_transformer *t, const tfm_tensor *ids,
                                                      tfm_cache *cache, const tfm_cache *memory,
-                                                     const tfm_tensor *memory_lengths, const tfm_tensor *counts) {
+                                                     const tfm_tensor *counts) {
     const tfm__side side = tfm__side_of(t, 1);
     tfm__places places;
     tfm_stack_options s;
@@ -17893,7 +17882,6 @@ static TFM__UNUSED tfm_tensor *tfm__transformer_step(tfm_ctx *c, const tfm_trans
                          tfm__transformer_layers(t) - 1, ids->shape[0]))
         return NULL;
     memset(&s, 0, sizeof(s));
-    s.memory_mask.key_lengths = memory_lengths;
     s.cache = cache;
     s.memory_cache = memory;
     s.counts = counts;
@@ -18451,7 +18439,7 @@ static tfm_tensor *tfm__feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, 
     mark = tfm_mark(c);
     all = tfm__feed_counts(c, s, ids, counts);
     if (all) {
-        x = tfm__transformer_step(c, &s->model, ids, s->self, s->cross, NULL, all);
+        x = tfm__transformer_step(c, &s->model, ids, s->self, s->cross, all);
         if (x && !whole) x = tfm__pick_rows(c, x, s->index);
         if (x) x = tfm__transformer_head(c, "tfm_session_feed", &s->model, x, TFM_OUTPUT_LOGITS);
         if (x) tfm__feed_clear(c, x, s, whole ? ids->shape[1] : 1, whole);
