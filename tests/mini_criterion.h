@@ -1,8 +1,12 @@
 /* A stand-in for Criterion with the same spelling, in one process: no fork, no pipe, no library. It serves where
  * Criterion cannot run: under qemu and valgrind, with sanitizers, on Windows. An assertion must be made by the
- * thread that runs the test.  tests                     all tests tests attention masks     two suites tests
- * 'attention/row_*'   tests by pattern (* stands for anything) tests --list              the names, one a line tests
- * --verbose           each name before it runs */
+ * thread that runs the test.
+ *
+ *     tests                     all tests
+ *     tests attention masks     two suites
+ *     tests 'attention/row_*'   tests by pattern (* stands for anything)
+ *     tests --list              the names, one a line
+ *     tests --verbose           each name before it runs */
 #ifndef MINI_CRITERION_H
 #define MINI_CRITERION_H
 
