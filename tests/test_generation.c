@@ -55,6 +55,13 @@ typedef struct setup {
     tfm_session *s;
 } setup;
 
+static tfm_ctx *context(void) {
+    tfm_options o;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    return tfm_create(&o);
+}
+
 static tfm_session *session_of(setup *u, int64_t batch, int64_t capacity) {
     tfm_session_options o;
     tfm_session *s;
@@ -172,6 +179,65 @@ Test(session, rows_of_a_ragged_batch_have_the_bits_of_running_alone) {
         tfm_session_destroy(one);
     }
     end(&u);
+}
+
+/* Rows that stand at different positions, fed in two pieces, the second up to the end of a learned table: what the
+ * forward pass gives each of them alone. */
+Test(session, every_kind_of_position_has_the_bits_of_the_forward_pass) {
+    enum { SOURCE = 4, START = 3, ROOM = 8 };
+    static const int64_t counts[2][2] = {{5, 2}, {3, 4}}, lengths[2] = {SOURCE, SOURCE - 1};
+    tfm_ctx *c = context();
+    int kind, position, piece;
+    for (kind = TFM_ENCODER_DECODER; kind <= TFM_DECODER_ONLY; kind += TFM_DECODER_ONLY)
+        for (position = TFM_POSITION_NONE; position <= TFM_POSITION_RELATIVE; position++) {
+            const tfm_marker mark = tfm_mark(c);
+            tfm_params *p = tfm_params_create(c);
+            tfm_transformer_config g;
+            tfm_transformer model;
+            tfm_session_options o;
+            tfm_session *s;
+            const tfm_tensor *last = NULL;
+            int64_t b;
+            memset(&g, 0, sizeof g);
+            memset(&o, 0, sizeof o);
+            g.kind = kind;
+            g.position = position;
+            g.position_start = START;
+            g.max_length = START + ROOM;
+            g.encoder_layers = g.decoder_layers = 1;
+            g.source_vocab = g.target_vocab = VOCAB;
+            g.block.d_model = 16;
+            g.block.heads = 2;
+            g.block.d_ff = 16;
+            assert_ok(c, tfm_transformer_init(c, p, "", &g, &model));
+            o.batch = 2;
+            o.capacity = ROOM;
+            s = tfm_session_create(c, &model, &o);
+            assert_made(c, s);
+            if (kind == TFM_ENCODER_DECODER)
+                assert_ok(c, tfm_session_encode(c, s, ids_of(c, text, 2, SOURCE), counts_of(c, lengths, 2)));
+            for (piece = 0; piece < 2; piece++) {
+                int64_t ids[2][5];
+                for (b = 0; b < 2; b++) memcpy(ids[b], text + b + (piece ? counts[0][b] : 0), sizeof ids[b]);
+                last = tfm_session_feed(c, s, ids_of(c, ids[0], 2, 5), counts_of(c, counts[piece], 2));
+                assert_made(c, last);
+            }
+            for (b = 0; b < 2; b++) {
+                const int64_t n = counts[0][b] + counts[1][b];
+                const tfm_tensor *source = ids_of(c, text + SOURCE * b, 1, lengths[b]), *whole;
+                whole = tfm_transformer_forward(c, &model, kind == TFM_ENCODER_DECODER ? source : NULL,
+                                                ids_of(c, text + b, 1, n), NULL);
+                assert_made(c, whole);
+                cr_assert_eq(tfm_session_length(s, b), n);
+                cr_assert_eq(test_first_difference((const float *)whole->data + (n - 1) * VOCAB,
+                                                   (const float *)last->data + b * VOCAB, VOCAB * 4), -1,
+                             "kind %d, position %d, row %d", kind, position, (int)b);
+            }
+            tfm_session_destroy(s);
+            tfm_params_destroy(p);
+            tfm_rewind(c, mark);
+        }
+    tfm_destroy(c);
 }
 
 /* Features and parameters of halves give logits of halves: a row without positions becomes zeros, its neighbour keeps
@@ -438,13 +504,6 @@ Test(session, tensors_that_are_dead_or_of_another_context_are_named) {
 }
 
 /* ---- the next id ------------------------------------------------------------------------------------------------ */
-
-static tfm_ctx *context(void) {
-    tfm_options o;
-    memset(&o, 0, sizeof o);
-    o.threads = 1;
-    return tfm_create(&o);
-}
 
 static int64_t sample(tfm_ctx *c, const float *logits, int64_t n, const tfm_sampling *s, uint64_t step) {
     int64_t id = -2;
