@@ -161,6 +161,17 @@ Test(session, rows_of_a_ragged_batch_have_the_bits_of_running_alone) {
     y = tfm_session_feed(u.c, u.s, ids_of(u.c, ids, 3, 8), counts_of(u.c, counts, 3));
     assert_made(u.c, y);
     tfm_session_reset(u.s);
+    { /* counts may have strides; of a call its result stays, and nothing else */
+        static const int64_t wide[6] = {5, 9, 0, 9, 8, 9};
+        const tfm_tensor *input = ids_of(u.c, ids, 3, 8);
+        const tfm_tensor *strided = tfm_slice(u.c, tfm_from(u.c, TFM_I64, TFM_SHAPE(6), wide), 0, 0, 6, 2);
+        const int64_t used = tfm_memory_usage(u.c).arena_used;
+        const tfm_tensor *again = tfm_session_feed(u.c, u.s, input, strided);
+        assert_made(u.c, again);
+        cr_expect_leq(tfm_memory_usage(u.c).arena_used - used, 512);
+        assert_same_bytes(again->data, y->data, 3 * VOCAB * 4);
+    }
+    tfm_session_reset(u.s);
     all = tfm_session_feed_all(u.c, u.s, ids_of(u.c, ids, 3, 8), counts_of(u.c, counts, 3));
     assert_made(u.c, all);
     for (b = 0; b < 3; b++) {
@@ -240,6 +251,13 @@ Test(session, every_kind_of_position_has_the_bits_of_the_forward_pass) {
     tfm_destroy(c);
 }
 
+static void set_bias(tfm_ctx *c, tfm_params *p, const char *name) {
+    tfm_tensor *t = tfm_params_write_begin(c, p, name);
+    assert_made(c, t);
+    assert_ok(c, tfm_copy(c, t, tfm_ones(c, TFM_SHAPE(1))));
+    assert_ok(c, tfm_params_write_end(c, p, name));
+}
+
 /* Features and parameters of halves give logits of halves: a row without positions becomes zeros, its neighbour keeps
  * its bits. */
 Test(session, rows_of_halves_are_cleared_by_their_own_size) {
@@ -257,12 +275,14 @@ Test(session, rows_of_halves_are_cleared_by_their_own_size) {
         g.kind = TFM_DECODER_ONLY;
         g.target_features = FEATURES;
         g.outputs = OUTPUTS;
+        g.head_bias = 1;
         g.decoder_layers = 1;
         g.max_length = CAPACITY;
         g.block.d_model = 16;
         g.block.heads = 2;
         g.block.d_ff = 16;
-        assert_ok(u.c, tfm_transformer_init(u.c, u.p, "features.", &g, &u.model));
+        assert_ok(u.c, tfm_transformer_init(u.c, u.p, "features", &g, &u.model));
+        set_bias(u.c, u.p, "features.generator.bias");
         assert_ok(u.c, tfm_params_cast(u.c, u.p, dtype));
         memset(&o, 0, sizeof o);
         o.batch = 2;
@@ -382,6 +402,53 @@ Test(session, a_source_is_needed_and_padding_is_not_seen) {
     end(&u);
 }
 
+/* A reset forgets the source, and a second one takes its place. A fork may take another, up to what its original could. */
+Test(session, a_source_is_forgotten_or_replaced) {
+    static const int64_t start[2] = {1, 1}, rows[1] = {0};
+    setup u = begin_translator();
+    tfm_session_options o;
+    tfm_session *s[3], *unready;
+    const tfm_tensor *y[3];
+    int64_t used;
+    int i;
+    memset(&o, 0, sizeof o);
+    o.capacity = 6;
+    o.source_capacity = 8;
+    u.s = s[0] = tfm_session_create(u.c, &u.model, &o);
+    s[1] = tfm_session_create(u.c, &u.model, &o);
+    assert_made(u.c, s[0]);
+    assert_made(u.c, s[1]);
+    unready = tfm_session_fork(u.c, s[0], rows, 1);
+    assert_made(u.c, unready);
+    assert_refused(u.c, tfm_session_feed(u.c, unready, ids_of(u.c, start, 1, 1), NULL), TFM_INVALID);
+    assert_ok(u.c, tfm_session_encode(u.c, s[0], ids_of(u.c, text, 1, 8), NULL));
+    s[2] = tfm_session_fork(u.c, s[0], rows, 1);
+    assert_made(u.c, s[2]);
+    assert_made(u.c, tfm_session_feed(u.c, s[0], ids_of(u.c, start, 1, 1), NULL));
+    tfm_session_reset(s[0]);
+    assert_refused(u.c, tfm_session_feed(u.c, s[0], ids_of(u.c, start, 1, 1), NULL), TFM_INVALID);
+    used = tfm_memory_usage(u.c).arena_used;
+    assert_ok(u.c, tfm_session_encode(u.c, s[0], ids_of(u.c, text, 1, 8), NULL));
+    cr_expect_leq(tfm_memory_usage(u.c).arena_used - used, 512); /* the ids alone */
+    for (i = 0; i < 3; i++) {
+        assert_ok(u.c, tfm_session_encode(u.c, s[i], ids_of(u.c, text + 2, 1, 7), NULL));
+        y[i] = tfm_session_feed(u.c, s[i], ids_of(u.c, start, 1, 1), NULL);
+        assert_made(u.c, y[i]);
+        assert_same_bytes(y[i]->data, y[0]->data, VOCAB * 4);
+        /* what is refused for its shape leaves the session as it is */
+        assert_verb_refused(u.c, tfm_session_encode(u.c, s[i], ids_of(u.c, text, 1, 9), NULL), TFM_INVALID);
+        assert_verb_refused(u.c, tfm_session_encode(u.c, s[i], ids_of(u.c, text, 2, 4), NULL), TFM_INVALID);
+        assert_verb_refused(u.c, tfm_session_encode(u.c, s[i], tfm_from(u.c, TFM_I64, TFM_SHAPE(1), text), NULL),
+                            TFM_INVALID);
+        cr_expect_eq(tfm_session_length(s[i], 0), 1);
+        assert_made(u.c, tfm_session_feed(u.c, s[i], ids_of(u.c, start, 1, 1), NULL));
+    }
+    tfm_session_destroy(unready);
+    tfm_session_destroy(s[1]);
+    tfm_session_destroy(s[2]);
+    end(&u);
+}
+
 /* A dry run asks what calls would need; the session goes on as if it had not been asked. */
 Test(session, measuring_leaves_a_session_as_it_is) {
     static const int64_t start[1] = {1};
@@ -468,7 +535,8 @@ Test(session, wrong_arguments_are_errors) {
     assert_refused(u.c, tfm_session_fork(u.c, u.s, NULL, 1), TFM_INVALID);
     assert_refused(u.c, tfm_session_feed(u.c, NULL, NULL, NULL), TFM_INVALID);
     cr_expect_eq(tfm_session_length(NULL, 0), 0);
-    cr_expect_eq(tfm_session_length(u.s, 5), 0);
+    cr_expect_eq(tfm_session_length(u.s, 1), 0);
+    cr_expect_eq(tfm_session_length(u.s, -1), 0);
     tfm_session_reset(NULL);
     tfm_session_destroy(NULL);
     end(&u);
@@ -517,10 +585,13 @@ static int64_t sample(tfm_ctx *c, const float *logits, int64_t n, const tfm_samp
 Test(sampling, greedy_takes_the_first_of_the_largest) {
     static const float x[5] = {1, 3, -2, 3, 0};
     tfm_ctx *c = context();
+    const tfm_tensor *logits = tfm_from(c, TFM_F32, TFM_SHAPE(5), x);
+    const int64_t used = tfm_memory_usage(c).arena_used;
     int64_t id = -1;
     float logp = 0;
-    assert_ok(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(5), x), NULL, NULL, 0, 0, 0, &id, &logp));
+    assert_ok(c, tfm_sample(c, logits, NULL, NULL, 0, 0, 0, &id, &logp));
     cr_expect_eq(id, 1);
+    cr_expect_eq(tfm_memory_usage(c).arena_used, used);
     cr_expect_float_eq(logp, 3 - log(exp(1.0) + 2 * exp(3.0) + exp(-2.0) + 1), 1e-6);
     tfm_destroy(c);
 }
@@ -561,7 +632,9 @@ static const float tenths[4] = {-1.6094379f, -0.9162907f, -2.3025851f, -1.203972
 
 Test(sampling, draws_follow_the_distribution) {
     static const double plain[4] = {0.2, 0.4, 0.1, 0.3}, cut2[4] = {0, 4.0 / 7, 0, 3.0 / 7},
-                        cut3[4] = {2.0 / 9, 4.0 / 9, 0, 3.0 / 9}, only[4] = {0, 1, 0, 0};
+                        cut3[4] = {2.0 / 9, 4.0 / 9, 0, 3.0 / 9}, only[4] = {0, 1, 0, 0},
+                        halves[4] = {0, 0.5, 0, 0.5}, first[4] = {0, 1, 0, 0};
+    static const float pairs[4] = {-40, 1, -40, 1};
     double hot[4], cold_sum = 0;
     tfm_sampling s;
     int i;
@@ -581,11 +654,24 @@ Test(sampling, draws_follow_the_distribution) {
     s.top_p = 0.5f;
     s.top_k = 1;
     expect_frequencies(tenths, 4, s, only);
+    s.top_p = 0.75f; /* of what top_k leaves: 0.4 + 0.3 of 0.9 */
+    s.top_k = 3;
+    expect_frequencies(tenths, 4, s, cut2);
     s.top_p = 0;
     s.top_k = 0;
     s.min_p = 0.45f; /* of the largest: 0.18 */
     expect_frequencies(tenths, 4, s, cut3);
+    s.min_p = 1; /* what equals the largest stays */
+    expect_frequencies(pairs, 4, s, halves);
+    s.top_p = 1; /* off */
+    expect_frequencies(pairs, 4, s, halves);
     s.min_p = 0;
+    s.top_p = 0.5f; /* reached by the first of equals */
+    expect_frequencies(pairs, 4, s, first);
+    s.top_p = 0;
+    s.top_k = 1;
+    expect_frequencies(pairs, 4, s, first);
+    s.top_k = 0;
     s.temperature = 2;
     for (i = 0; i < 4; i++) cold_sum += hot[i] = sqrt(plain[i]);
     for (i = 0; i < 4; i++) hot[i] /= cold_sum;
@@ -627,9 +713,11 @@ static void raise_last(void *user, int64_t row, float *logits, int64_t vocab) {
 
 Test(sampling, penalties_bias_and_callback) {
     static const float x[4] = {2, 1.9f, -1, -1.1f};
-    static const int64_t ids[5] = {1, 0, 0, 2, 4 /* none of the logits */}, bias_ids[1] = {3}, ban[3] = {0, 1, 3};
-    static const float bias[1] = {3.5f};
-    float seen[2];
+    static const int64_t ids[5] = {1, 0, 0, 2, 4 /* none of the logits */}, bias_ids[1] = {3}, ban[3] = {0, 1, 3},
+                         others[2] = {-1, 3};
+    static const float bias[1] = {3.5f}, more[1] = {3.05f}, large[1] = {4.5f},
+                       below[2] = {-2, -2.5f}, small[2] = {0.6f, 0.5f};
+    float seen[2], logp;
     tfm_ctx *c = context();
     tfm_tensor *t = tfm_from(c, TFM_F32, TFM_SHAPE(4), x);
     tfm_sampling s;
@@ -640,6 +728,28 @@ Test(sampling, penalties_bias_and_callback) {
     cr_expect_eq(id, 0);
     s.penalty_window = 4; /* id 1 is out of sight: 1, 1.9, -2, -1.1 */
     assert_ok(c, tfm_sample(c, t, &s, ids, 5, 0, 0, &id, NULL));
+    cr_expect_eq(id, 1);
+    s.penalty_window = 6; /* more than there are: as in the beginning */
+    assert_ok(c, tfm_sample(c, t, &s, ids, 5, 0, 0, &id, NULL));
+    cr_expect_eq(id, 0);
+    s.penalty_window = 1; /* the last one only, which is no logit's: 2 is the largest */
+    assert_ok(c, tfm_sample(c, t, &s, ids, 5, 0, 0, &id, NULL));
+    cr_expect_eq(id, 0);
+    assert_ok(c, tfm_sample(c, t, &s, ids, 3, 0, 0, &id, NULL)); /* 1, 1.9 */
+    cr_expect_eq(id, 1);
+    s.penalty_window = 0;
+    assert_ok(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), below), &s, ids + 1, 1, 0, 0, &id, NULL));
+    cr_expect_eq(id, 1); /* -4, -2.5 */
+    assert_ok(c, tfm_sample(c, tfm_from(c, TFM_F32, TFM_SHAPE(2), small), &s, ids + 1, 1, 0, 0, &id, NULL));
+    cr_expect_eq(id, 1); /* 0.3, 0.5 */
+    assert_ok(c, tfm_sample(c, t, &s, others, 2, 0, 0, &id, NULL)); /* -1 is no id */
+    cr_expect_eq(id, 0);
+    s.bias_ids = bias_ids;
+    s.bias = large; /* 3.4 / 2: the bias comes first, behind the penalty it would be -2.2 + 4.5 */
+    s.bias_count = 1;
+    s.banned = ids + 1;
+    s.banned_count = 1;
+    assert_ok(c, tfm_sample(c, t, &s, others + 1, 1, 0, 0, &id, NULL));
     cr_expect_eq(id, 1);
     memset(&s, 0, sizeof s);
     s.frequency_penalty = 0.06f; /* 1.88, 1.84 */
@@ -656,8 +766,13 @@ Test(sampling, penalties_bias_and_callback) {
     s.bias_ids = bias_ids;
     s.bias = bias;
     s.bias_count = 1;
-    assert_ok(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL));
+    assert_ok(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, &logp));
     cr_expect_eq(id, 3);
+    cr_expect_float_eq(logp, -1.1 - log(exp(2.0) + exp(1.9) + exp(-1.0) + exp(-1.1)), 1e-6, "of the unmodified logits");
+    s.bias = more; /* 1.95, between 2 and 1.9: it is added */
+    assert_ok(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL));
+    cr_expect_eq(id, 0);
+    s.bias = bias;
     s.banned = ban;
     s.banned_count = 3;
     assert_ok(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL));
@@ -675,7 +790,7 @@ Test(sampling, penalties_bias_and_callback) {
 Test(sampling, wrong_arguments_are_errors) {
     static const float nan_[2] = {1, (float)NAN}, inf_[2] = {1, (float)HUGE_VAL},
                        low[2] = {-(float)HUGE_VAL, -(float)HUGE_VAL}, good[2] = {1, 2};
-    static const int64_t far[1] = {2}, both[2] = {0, 1};
+    static const int64_t far[1] = {2}, low_id[1] = {-1}, both[2] = {0, 1};
     tfm_ctx *c = context();
     tfm_tensor *t = tfm_from(c, TFM_F32, TFM_SHAPE(2), good);
     tfm_sampling s;
@@ -698,10 +813,18 @@ Test(sampling, wrong_arguments_are_errors) {
     REFUSE(presence_penalty, (float)NAN);
     REFUSE(penalty_window, -1);
     REFUSE(banned_count, 1);
+    REFUSE(banned_count, -1);
     REFUSE(bias_count, 1);
+    REFUSE(bias_count, -1);
+    REFUSE(top_p, -0.1f);
+    REFUSE(min_p, 1.5f);
+    REFUSE(repetition_penalty, (float)NAN);
+    REFUSE(frequency_penalty, (float)NAN);
     memset(&s, 0, sizeof s);
     s.banned = far;
     s.banned_count = 1;
+    assert_verb_refused(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
+    s.banned = low_id;
     assert_verb_refused(c, tfm_sample(c, t, &s, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
     s.banned = both;
     s.banned_count = 2;
@@ -717,7 +840,12 @@ Test(sampling, wrong_arguments_are_errors) {
     assert_verb_refused(c, tfm_sample(c, NULL, NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
     assert_verb_refused(c, tfm_sample(c, t, NULL, NULL, 0, 0, 0, NULL, NULL), TFM_INVALID);
     assert_verb_refused(c, tfm_sample(c, t, NULL, NULL, 1, 0, 0, &id, NULL), TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, t, NULL, both, -1, 0, 0, &id, NULL), TFM_INVALID);
     assert_verb_refused(c, tfm_sample(c, tfm_zeros(c, TFM_SHAPE(2, 2)), NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, tfm_zeros(c, TFM_SHAPE(0)), NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, tfm_zeros(c, tfm_shape_of(0, NULL)), NULL, NULL, 0, 0, 0, &id, NULL),
+                        TFM_INVALID);
+    assert_verb_refused(c, tfm_sample(c, tfm_cast(c, t, TFM_F16), NULL, NULL, 0, 0, 0, &id, NULL), TFM_INVALID);
     tfm_destroy(c);
 }
 
@@ -739,6 +867,8 @@ Test(generate, rows_have_the_bits_of_running_alone) {
         for (drawn = 0; drawn < 2; drawn++) {
             tfm_options o;
             setup u;
+            /* one is the beginning of another */
+            const tfm_prompt mixed[4] = {{3, text}, {1, text}, {7, text + 2}, {3, text}};
             tfm_generate_options g;
             tfm_sequence out[4], chunked[4], alone;
             int64_t b;
@@ -750,14 +880,16 @@ Test(generate, rows_have_the_bits_of_running_alone) {
             g.sampling.temperature = (float)drawn;
             g.sampling.seed = 11;
             g.sampling.repetition_penalty = 1.1f;
-            assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 4, &g, out));
-            tfm_session_reset(u.s);
-            g.prompt_chunk = 2;
-            assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 4, &g, chunked));
-            for (b = 0; b < 4; b++) expect_same_sequence(&out[b], &chunked[b]);
+            assert_ok(u.c, tfm_generate(u.c, u.s, mixed, 4, &g, out));
+            for (g.prompt_chunk = 4; g.prompt_chunk; g.prompt_chunk--) { /* of 3 and 1 whole prompts end with a chunk */
+                tfm_session_reset(u.s);
+                assert_ok(u.c, tfm_generate(u.c, u.s, mixed, 4, &g, chunked));
+                for (b = 0; b < 4; b++) expect_same_sequence(&out[b], &chunked[b]);
+            }
+            g.prompt_chunk = INT64_MAX;
             for (b = 0; b < 3; b++) {
                 tfm_session *one = session_of(&u, 1, CAPACITY);
-                assert_ok(u.c, tfm_generate(u.c, one, &prompts[b], 1, &g, &alone));
+                assert_ok(u.c, tfm_generate(u.c, one, &mixed[b], 1, &g, &alone));
                 expect_same_sequence(&out[b], &alone);
                 tfm_session_destroy(one);
             }
@@ -804,6 +936,18 @@ Test(generate, ends_at_stop_ids_and_at_capacity) {
     cr_expect_eq(out[0].count, 9 - 3 + 1); /* the last one needs no room */
     cr_expect_eq(out[1].count, 9 - 1 + 1);
     cr_expect_eq(tfm_session_length(s, 0), 9);
+    tfm_session_reset(s);
+    g.max_new = 8;
+    assert_ok(u.c, tfm_generate(u.c, s, prompts, 2, &g, cut));
+    cr_expect(cut[0].reason == TFM_STOP_CAPACITY && cut[0].count == 7);
+    cr_expect(cut[1].reason == TFM_STOP_LENGTH && cut[1].count == 8);
+    g.max_new = 0;
+    assert_ok(u.c, tfm_session_truncate(u.c, s, -1, 8)); /* room for one id, and the one that is not fed */
+    {
+        const tfm_prompt last[2] = {{1, text}, {1, text}};
+        assert_ok(u.c, tfm_generate(u.c, s, last, 2, &g, cut));
+        cr_expect(cut[0].reason == TFM_STOP_CAPACITY && cut[0].count == 1);
+    }
     stop = out[0].ids[2];
     g.stop_ids = &stop;
     g.stop_id_count = 1;
@@ -837,6 +981,7 @@ static int hear(void *user, int64_t row, int64_t id, float log_probability, cons
     heard *h = (heard *)user;
     (void)id;
     cr_expect_leq(log_probability, 0);
+    cr_assert_not_null(t);
     strncat(h->text[row], t, (size_t)length);
     if (h->c && h->steps < 64) h->allocations[h->steps++] = tfm_memory_usage(h->c).allocations;
     return ++h->count[row] == h->end_at[row];
@@ -896,6 +1041,49 @@ Test(generate, stop_strings_are_found_across_ids) {
         g.stop_string_count = 0;
         g.on_token = NULL;
     }
+    end(&u);
+}
+
+typedef struct asked {
+    int64_t first_previous, rows_seen;
+} asked;
+
+static const char *piece_asked(const void *user, int64_t previous, int64_t id, int64_t *length) {
+    asked *a = *(asked *const *)user;
+    if (a->first_previous < 0) a->first_previous = previous;
+    return piece(NULL, previous, id, length);
+}
+
+static void rows_asked(void *user, int64_t row, float *logits, int64_t vocab) {
+    (void)logits;
+    (void)vocab;
+    ((asked *)user)->rows_seen |= (int64_t)1 << row;
+}
+
+/* The first piece follows the prompt's last id; a stop id has no text; the logits' callback knows the row. */
+Test(generate, callbacks_are_told_what_they_are_asked_for) {
+    setup u = begin_batch(2);
+    asked a = {-1, 0}, *user = &a;
+    tfm_generate_options g;
+    tfm_sequence all[2], out[2];
+    int64_t length;
+    memset(&g, 0, sizeof g);
+    g.max_new = 3;
+    g.piece = piece_asked;
+    g.piece_user = &user;
+    g.sampling.logits = rows_asked;
+    g.sampling.user = &a;
+    assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, all));
+    cr_expect_eq(a.first_previous, prompts[0].ids[prompts[0].count - 1]);
+    cr_expect_eq(a.rows_seen, 3);
+    tfm_session_reset(u.s);
+    g.stop_ids = all[0].ids;
+    g.stop_id_count = 1;
+    assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, out));
+    piece(NULL, -1, all[0].ids[0], &length);
+    cr_expect(length > 0 && out[0].reason == TFM_STOP_ID && out[0].count == 1);
+    cr_expect_eq(out[0].text_length, 0);
+    cr_expect_str_eq(out[0].text, "");
     end(&u);
 }
 
@@ -1086,7 +1274,9 @@ Test(generate, a_tape_keeps_no_scratch_of_steps) {
 Test(generate, measuring_a_ragged_batch_asks_for_no_more_room_than_there_is) {
     static const int64_t counts[] = {30, 0}, ids[60] = {0};
     setup u = begin_batch(2);
-    const tfm_prompt ragged[] = {{2, text}, {20, ids}};
+    const tfm_prompt ragged[] = {{2, text}, {20, ids}}, same[] = {{20, ids}, {20, ids}};
+    tfm_session *s;
+    int i;
     tfm_generate_options g;
     tfm_sequence out[2];
     tfm_memory need;
@@ -1096,6 +1286,17 @@ Test(generate, measuring_a_ragged_batch_asks_for_no_more_room_than_there_is) {
                                       tfm_from(u.c, TFM_I64, TFM_SHAPE(2), counts)));
     tfm_measure_begin(u.c);
     assert_ok(u.c, tfm_generate(u.c, u.s, ragged, 2, &g, out));
+    assert_ok(u.c, tfm_measure_end(u.c, &need));
+    tfm_measure_begin(u.c); /* what the session holds counts: row 0 has no room for 20 */
+    cr_assert_eq(tfm_generate(u.c, u.s, same, 2, &g, out), TFM_INVALID);
+    (void)!tfm_measure_end(u.c, &need);
+    tfm_clear(u.c);
+    tfm_measure_begin(u.c); /* of a session of the measurement the counts of a feed are not known either */
+    s = session_of(&u, 2, CAPACITY);
+    for (i = 0; i < 2; i++)
+        assert_made(u.c, tfm_session_feed(u.c, s, tfm_from(u.c, TFM_I64, TFM_SHAPE(2, 30), ids),
+                                          tfm_from(u.c, TFM_I64, TFM_SHAPE(2), counts)));
+    tfm_session_destroy(s);
     assert_ok(u.c, tfm_measure_end(u.c, &need));
     assert_ok(u.c, tfm_generate(u.c, u.s, ragged, 2, &g, out));
     end(&u);
@@ -1184,8 +1385,33 @@ Test(generate, learned_positions_bound_the_session) {
     cr_expect_eq(out.reason, TFM_STOP_CAPACITY);
     cr_expect_eq(tfm_session_length(s, 0), 6);
     tfm_session_destroy(s);
+    o.source_capacity = 100; /* a decoder-only model has no source */
+    s = tfm_session_create(u.c, &model, &o);
+    assert_made(u.c, s);
+    tfm_session_destroy(s);
+    o.source_capacity = 0;
     o.capacity = 7;
     assert_refused(u.c, tfm_session_create(u.c, &model, &o), TFM_INVALID);
+    config.kind = TFM_ENCODER_DECODER;
+    config.encoder_layers = 1;
+    config.source_vocab = VOCAB;
+    assert_ok(u.c, tfm_transformer_init(u.c, p, "both", &config, &model));
+    o.capacity = o.source_capacity = 6;
+    s = tfm_session_create(u.c, &model, &o);
+    assert_made(u.c, s);
+    tfm_session_destroy(s);
+    o.source_capacity = 7;
+    assert_refused(u.c, tfm_session_create(u.c, &model, &o), TFM_INVALID);
+    config.position = TFM_POSITION_SINUSOIDAL;
+    assert_ok(u.c, tfm_transformer_init(u.c, p, "both", &config, &model));
+    memset(&o, 0, sizeof o);
+    s = tfm_session_create(u.c, &model, &o); /* of max_length */
+    assert_made(u.c, s);
+    assert_ok(u.c, tfm_session_encode(u.c, s, ids_of(u.c, text, 1, 8), NULL));
+    assert_made(u.c, tfm_session_feed(u.c, s, ids_of(u.c, text, 1, 8), NULL));
+    tfm_session_destroy(s);
+    config.kind = TFM_DECODER_ONLY;
+    config.position = TFM_POSITION_LEARNED;
     config.position_start = 8;
     assert_verb_refused(u.c, tfm_transformer_init(u.c, p, "other", &config, &model), TFM_INVALID);
     tfm_params_destroy(p);
@@ -1193,11 +1419,11 @@ Test(generate, learned_positions_bound_the_session) {
 }
 
 /* Ends row 0, cancels all at row 1. */
-static int cancel_at_row_one(void *user, int64_t row, int64_t id, float log_probability, const char *piece,
+static int cancel_at_row_one(void *user, int64_t row, int64_t id, float log_probability, const char *t,
                              int64_t length) {
     (void)id;
     (void)log_probability;
-    (void)piece;
+    (void)t;
     (void)length;
     if (row == 1) tfm_cancel((tfm_ctx *)user);
     return row == 0;
@@ -1210,8 +1436,10 @@ Test(generate, a_row_that_an_error_cut_short_has_no_reason) {
     tfm_prompt prompts[2];
     tfm_sequence out[2];
     tfm_generate_options o;
+    int row;
     memset(&o, 0, sizeof o);
     o.max_new = 5;
+    o.piece = piece;
     o.on_token = cancel_at_row_one;
     o.user = u.c;
     prompts[0].ids = prompts[1].ids = text;
@@ -1220,10 +1448,15 @@ Test(generate, a_row_that_an_error_cut_short_has_no_reason) {
     cr_expect_eq(out[0].reason, TFM_STOP_CALLBACK);
     cr_expect_eq(out[1].reason, -1);
     cr_expect_eq(out[1].count, 1);
-    prompts[1].ids = too_many;
-    prompts[1].count = CAPACITY + 1;
-    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out), TFM_INVALID);
-    cr_expect(out[0].reason == -1 && out[1].reason == -1);
+    cr_expect(!out[0].text && !out[1].text);
+    for (row = 0; row < 2; row++) {
+        prompts[row].ids = too_many;
+        prompts[row].count = CAPACITY + 1;
+        assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 2, NULL, out), TFM_INVALID);
+        cr_expect(out[0].reason == -1 && out[1].reason == -1);
+        prompts[row].ids = text;
+        prompts[row].count = 3;
+    }
     end(&u);
 }
 
@@ -1231,6 +1464,7 @@ Test(generate, needs_a_head) {
     setup u = begin_batch(1);
     tfm_params *p = tfm_params_create(u.c);
     tfm_transformer_config config = u.model.config;
+    tfm_beam_options beam;
     tfm_transformer model;
     tfm_session *s;
     tfm_sequence out;
@@ -1239,6 +1473,9 @@ Test(generate, needs_a_head) {
     s = tfm_session_create(u.c, &model, NULL);
     cr_assert_not_null(s, "%s", tfm_error(u.c));
     assert_verb_refused(u.c, tfm_generate(u.c, s, prompts, 1, NULL, &out), TFM_INVALID);
+    memset(&beam, 0, sizeof beam);
+    beam.beams = 1;
+    assert_verb_refused(u.c, tfm_beam_search(u.c, s, prompts, 1, &beam, &out), TFM_INVALID);
     tfm_session_destroy(s);
     config.no_head = 0;
     config.outputs = VOCAB + 1; /* the last one could not be fed */
@@ -1346,7 +1583,7 @@ Test(generate, progress_can_cancel) {
 
 Test(generate, wrong_arguments_are_errors) {
     static const tfm_prompt empty = {0, text}, lost = {2, NULL}, outside = {1, text + 20};
-    static const char *const nothing[1] = {""};
+    static const char *const nothing[1] = {""}, *const null[1] = {NULL};
     static const int64_t far = VOCAB;
     setup u = begin_batch(1);
     tfm_session *tiny = session_of(&u, 1, 2);
@@ -1367,6 +1604,17 @@ Test(generate, wrong_arguments_are_errors) {
         assert_verb_refused(u.c, tfm_generate(u.c, u.s, &wrong, 1, NULL, &out), TFM_INVALID);
     }
     g.max_new = -1;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out), TFM_INVALID);
+    memset(&g, 0, sizeof g);
+    g.prompt_chunk = -1;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out), TFM_INVALID);
+    memset(&g, 0, sizeof g);
+    g.piece = piece;
+    g.stop_string_count = -1;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out), TFM_INVALID);
+    g.stop_string_count = 1;
+    assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out), TFM_INVALID); /* none are given */
+    g.stop_strings = null;
     assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out), TFM_INVALID);
     memset(&g, 0, sizeof g);
     g.stop_strings = nothing;
@@ -1589,12 +1837,18 @@ static int64_t search_plainly(setup *u, const tfm_prompt *prompt, const tfm_beam
 /* Three prompts at once against one search each, done plainly. */
 Test(beam, equals_the_plain_search_prompt_by_prompt) {
     enum { PROMPTS = 3 };
-    static const int64_t stop = 5, ban = 2;
+    static const struct {
+        int kind;
+        float alpha;
+        int64_t stop_count;
+    } ways[] = {{TFM_LENGTH_NONE, 0.9f, 1}, {TFM_LENGTH_GNMT, 0.9f, 1},  {TFM_LENGTH_POWER, 0.9f, 1},
+                {TFM_LENGTH_GNMT, 3, 4},    {TFM_LENGTH_POWER, 1.5f, 4}, {TFM_LENGTH_POWER, -1, 4}};
+    static const int64_t stops[4] = {5, 8, 1, 7}, ban = 2;
     setup u = begin_batch(1);
     int64_t beams;
     for (beams = 1; beams <= 5; beams += 2) {
-        int kind;
-        for (kind = TFM_LENGTH_NONE; kind <= TFM_LENGTH_POWER; kind++) {
+        size_t way;
+        for (way = 0; way < sizeof ways / sizeof ways[0]; way++) {
             tfm_session *s = session_of(&u, PROMPTS * beams, 24);
             tfm_sequence out[PROMPTS * 5], best[PROMPTS];
             tfm_beam_options o;
@@ -1603,10 +1857,10 @@ Test(beam, equals_the_plain_search_prompt_by_prompt) {
             o.beams = beams;
             o.n_best = beams;
             o.max_new = 7;
-            o.length_penalty = kind;
-            o.alpha = 0.9f;
-            o.stop_ids = &stop;
-            o.stop_id_count = 1;
+            o.length_penalty = ways[way].kind;
+            o.alpha = ways[way].alpha;
+            o.stop_ids = stops;
+            o.stop_id_count = ways[way].stop_count;
             o.banned = &ban;
             o.banned_count = 1;
             assert_ok(u.c, tfm_beam_search(u.c, s, prompts, PROMPTS, &o, out));
@@ -1650,6 +1904,41 @@ Test(beam, one_beam_is_greedy_search_and_log_probabilities_add_up) {
     end(&u);
 }
 
+/* With equal scores the lower beam and id come first; a place for which there is no sequence stays empty. */
+Test(beam, equals_keep_their_order_and_empty_places_say_so) {
+    enum { BEAMS = 3 };
+    static const int64_t bans[VOCAB - 2] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    setup u = begin_batch(1);
+    tfm_session *s = session_of(&u, BEAMS, 6);
+    tfm_tensor *w = tfm_params_write_begin(u.c, u.p, "generator.weight");
+    tfm_beam_options o;
+    tfm_sequence out[BEAMS];
+    int64_t i;
+    assert_made(u.c, w);
+    memset(w->data, 0, (size_t)tfm_numel(w) * 4);
+    assert_ok(u.c, tfm_params_write_end(u.c, u.p, "generator.weight"));
+    memset(&o, 0, sizeof o);
+    o.beams = o.n_best = BEAMS;
+    o.max_new = 1;
+    assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, out));
+    for (i = 0; i < BEAMS; i++) cr_expect(out[i].count == 1 && out[i].ids[0] == i, "%lld", (long long)i);
+    tfm_session_reset(s);
+    o.max_new = 2;
+    assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, out));
+    for (i = 0; i < BEAMS; i++)
+        cr_expect(out[i].count == 2 && out[i].ids[0] == 0 && out[i].ids[1] == i, "%lld", (long long)i);
+    tfm_session_reset(s);
+    o.max_new = 1;
+    o.banned = bans;
+    o.banned_count = VOCAB - 2;
+    assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, out));
+    cr_expect(out[0].ids[0] == VOCAB - 2 && out[1].ids[0] == VOCAB - 1);
+    cr_expect_eq(out[2].count, 0);
+    cr_expect_eq(out[2].score, -HUGE_VAL);
+    tfm_session_destroy(s);
+    end(&u);
+}
+
 Test(beam, ends_at_capacity) {
     setup u = begin_batch(1);
     tfm_session *s = session_of(&u, 3, 6);
@@ -1659,6 +1948,10 @@ Test(beam, ends_at_capacity) {
     o.beams = 3;
     assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, &out));
     cr_expect_eq(out.count, 6 - 3 + 1);
+    cr_expect_eq(out.reason, TFM_STOP_CAPACITY);
+    assert_ok(u.c, tfm_session_truncate(u.c, s, -1, 3)); /* it goes on from what the session holds */
+    assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, &out));
+    cr_expect_eq(out.count, 1);
     cr_expect_eq(out.reason, TFM_STOP_CAPACITY);
     tfm_session_destroy(s);
     end(&u);
@@ -1688,6 +1981,7 @@ Test(beam, wrong_arguments_are_errors) {
     setup u = begin_batch(4);
     tfm_beam_options o;
     tfm_sequence out[8];
+    static const int64_t far = VOCAB;
     int64_t all[VOCAB], i;
     for (i = 0; i < VOCAB; i++) all[i] = i;
     memset(&o, 0, sizeof o);
@@ -1707,5 +2001,23 @@ Test(beam, wrong_arguments_are_errors) {
     o.banned = all;
     o.banned_count = VOCAB;
     assert_verb_refused(u.c, tfm_beam_search(u.c, u.s, prompts, 1, &o, out), TFM_INVALID); /* nothing is left */
+    tfm_session_reset(u.s);
+#define REFUSE_BEAM(field, value) \
+    memset(&o, 0, sizeof o); \
+    o.field = value; \
+    assert_verb_refused(u.c, tfm_beam_search(u.c, u.s, prompts, 1, &o, out), TFM_INVALID)
+    REFUSE_BEAM(n_best, -1);
+    REFUSE_BEAM(max_new, -1);
+    REFUSE_BEAM(alpha, (float)NAN);
+    REFUSE_BEAM(alpha, (float)HUGE_VAL);
+    REFUSE_BEAM(banned_count, 1);
+    REFUSE_BEAM(banned_count, -1);
+    REFUSE_BEAM(stop_id_count, 1);
+    REFUSE_BEAM(stop_id_count, -1);
+    memset(&o, 0, sizeof o);
+    o.banned = &far;
+    o.banned_count = 1;
+    assert_verb_refused(u.c, tfm_beam_search(u.c, u.s, prompts, 1, &o, out), TFM_INVALID);
+    cr_expect_eq(tfm_session_length(u.s, 0), 0, "a refused call fed something");
     end(&u);
 }
