@@ -28,8 +28,8 @@ Test(params, are_ordered_and_found_by_name) {
     }
     cr_assert_null(tfm_params_find(p, "layers.1000.weight"));
     cr_assert_null(tfm_params_find(p, ""));
-    cr_assert_null(tfm_params_name(p, 1000));
-    cr_assert_null(tfm_params_at(p, -1));
+    cr_assert(!tfm_params_name(p, 1000) && !tfm_params_name(p, -1));
+    cr_assert(!tfm_params_at(p, 1000) && !tfm_params_at(p, -1));
     cr_assert_eq(tfm_params_bytes(p), 200 * (0 + 1 + 2 + 3 + 4) * 3 * 4);
     tfm_params_destroy(p);
     tfm_destroy(c);
@@ -38,7 +38,8 @@ Test(params, are_ordered_and_found_by_name) {
 /* What is cancelled has not happened: no value is lost, nothing half made stays. */
 Test(params, a_cancel_leaves_them_as_they_were) {
     enum { size = 512 };
-    tfm_ctx *c = context_of(1);
+    test_memory m = test_memory_new();
+    tfm_ctx *c = counted_context(&m);
     float *before = (float *)malloc(size * size * 4), *after = (float *)malloc(size * size * 4);
     int way;
     for (way = 0; way < 2; way++) {
@@ -58,12 +59,16 @@ Test(params, a_cancel_leaves_them_as_they_were) {
         assert_ok(c, tfm_linear_init(c, p, "m", size, size, 0, &layer));
         assert_ok(c, tfm_read(c, layer.weight, after, size * size));
         cr_assert(after[0] != 0 && after[size * size - 1] != 0);
+        tfm_cancel(c); /* of two weights that would share a block */
+        cr_assert_eq(tfm_params_prepare(c, p), TFM_CANCELLED);
+        tfm_clear(c);
         assert_ok(c, tfm_params_prepare(c, p));
         tfm_params_destroy(p);
     }
     free(before);
     free(after);
     tfm_destroy(c);
+    assert_no_leak(&m);
 }
 
 Test(params, a_measurement_loads_nothing_into_a_real_store) {
@@ -91,6 +96,8 @@ Test(params, new_ones_are_zero_and_old_ones_are_bound) {
     tfm_ctx *c = context_of(1);
     tfm_params *p = tfm_params_create(c);
     tfm_tensor *t = tfm_params_add(c, p, "w", TFM_F32, TFM_SHAPE(2, 3));
+    tfm_linear_layer l;
+    char name[482];
     int64_t i;
     assert_made(c, t);
     for (i = 0; i < 6; i++) cr_assert_eq(((float *)t->data)[i], 0);
@@ -109,6 +116,14 @@ Test(params, new_ones_are_zero_and_old_ones_are_bound) {
     assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(-1)), TFM_INVALID);
     assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(INT64_MAX / 2, 16)), TFM_INVALID);
     cr_assert_eq(tfm_params_count(p), 1);
+    memset(name, 'n', sizeof name);
+    name[481] = 0;
+    assert_refused(c, tfm_params_add(c, p, name, TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
+    name[480 - 6] = 0;
+    assert_init_refused(c, tfm_linear_init(c, p, name, 2, 2, 0, &l), "longer than 480 bytes");
+    name[480 - 7] = 0; /* and ".weight" */
+    assert_ok(c, tfm_linear_init(c, p, name, 2, 2, 0, &l));
+    cr_assert_eq(strlen(tfm_params_name(p, 1)), (size_t)480);
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
@@ -135,7 +150,9 @@ Test(params, wrapped_memory_is_used_as_it_lies) {
     tfm_params *p = tfm_params_create(c);
     tfm_linear_layer l;
     tfm_tensor *t = tfm_params_wrap(c, p, "l.weight", TFM_F32, TFM_SHAPE(2, 3), memory), *y;
+    const void *own;
     assert_made(c, t);
+    assert_ok(c, tfm_params_cast(c, p, TFM_F32)); /* nothing to do */
     cr_assert(t->data == (const void *)memory);
     assert_ok(c, tfm_linear_init(c, p, "l", 3, 2, 0, &l));
     cr_assert(l.weight == t);
@@ -152,6 +169,9 @@ Test(params, wrapped_memory_is_used_as_it_lies) {
     y = tfm_linear_forward(c, &l, tfm_ones(c, TFM_SHAPE(1, 3)));
     cr_assert_eq(((float *)y->data)[0], 15);
     cr_assert_eq(memory[0], 1);
+    own = t->data; /* which serves the next write, too */
+    cr_assert(tfm_params_write_begin(c, p, "l.weight") == t && t->data == own);
+    assert_ok(c, tfm_params_write_end(c, p, "l.weight"));
     assert_refused(c, tfm_params_wrap(c, p, "l.weight", TFM_F32, TFM_SHAPE(2, 3), memory), TFM_INVALID);
     assert_refused(c, tfm_params_wrap(c, p, "x", TFM_F32, TFM_SHAPE(1), (const char *)memory + 1), TFM_INVALID);
     assert_refused(c, tfm_params_wrap(c, p, "x", TFM_F32, TFM_SHAPE(1), NULL), TFM_INVALID);
@@ -298,13 +318,17 @@ Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
     p = tfm_params_create(c);
     for (i = 0; i < COUNT; i++) {
         name[0] = (char)('a' + i);
-        assert_ok(c, tfm_linear_init(c, p, name, 37 + i, 48, 0, &l[i])); /* panels that are no whole lines */
-        plain[i] = tfm_clone(c, l[i].weight);
+        assert_ok(c, tfm_linear_init(c, p, name, 37 + 2 * i, 48, 0, &l[i])); /* as bf16 no whole lines */
     }
+    assert_ok(c, tfm_params_cast(c, p, TFM_BF16));
+    for (i = 0; i < COUNT; i++) plain[i] = tfm_clone(c, l[i].weight);
     blocks = m.blocks;
     assert_ok(c, tfm_params_prepare(c, p));
     cr_assert_eq(m.blocks, blocks - (COUNT - 1));
-    for (i = 0; i < COUNT; i++) assert_same_values(c, l[i].weight, plain[i]);
+    for (i = 0; i < COUNT; i++) {
+        assert_same_values(c, l[i].weight, plain[i]);
+        cr_assert_eq((uintptr_t)l[i].weight->panels % 64, 0u);
+    }
     assert_made(c, tfm_params_write_begin(c, p, "a.weight"));
     assert_ok(c, tfm_params_write_end(c, p, "a.weight"));
     cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1); /* a of its own, beside b and c */
@@ -312,7 +336,7 @@ Test(params, packed_weights_share_memory_that_goes_back_with_the_last) {
     assert_ok(c, tfm_params_prepare(c, p));                         /* what has shared memory once does not again */
     cr_assert_eq(m.blocks, blocks - (COUNT - 1) + 1 + 2);
     for (i = 0; i < COUNT; i++) assert_same_values(c, l[i].weight, plain[i]);
-    assert_ok(c, tfm_params_cast(c, p, TFM_BF16));
+    assert_ok(c, tfm_params_cast(c, p, TFM_F16));
     cr_assert_eq(m.blocks, blocks + 2); /* each on its own, the shared ones given back */
     assert_ok(c, tfm_params_prepare(c, p));
     cr_assert_eq(m.blocks, blocks + 2);
@@ -391,14 +415,17 @@ Test(params, new_weights_share_memory_whatever_stands_between_them) {
 /* Room for one weight more is enough: what would be shared then stands alone. */
 Test(params, prepare_needs_no_more_memory_than_its_largest_weight) {
     enum { COUNT = 6 };
+    test_memory m = test_memory_new();
     tfm_options o;
     tfm_ctx *c;
     tfm_params *p;
     tfm_linear_layer l;
     char name[2] = "a";
+    int64_t held;
     int i;
     memset(&o, 0, sizeof o);
     o.threads = 1;
+    o.allocator = test_allocator(&m);
     o.memory_limit = 4 << 20; /* of what the context holds, beside any one block of the store */
     c = tfm_create(&o);
     p = tfm_params_create(c);
@@ -406,9 +433,95 @@ Test(params, prepare_needs_no_more_memory_than_its_largest_weight) {
         name[0] = (char)('a' + i);
         assert_ok(c, tfm_linear_init(c, p, name, 512, 1024, 0, &l));
     }
+    held = m.bytes;
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(l.weight->layout, TFM_PANELS);
+    cr_assert(m.peak < held + (3 << 20), "%lld bytes, %lld before", (long long)m.peak, (long long)held);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+/* A block is no larger than 32 MiB: of three weights of 12 MiB two share one. */
+Test(params, what_does_not_fit_into_a_shared_block_is_apart) {
+    enum { IN = 1024, OUT = 3072, COUNT = 3 };
+    static const int64_t last[2] = {OUT - 1, IN - 1};
+    test_memory m = test_memory_new();
+    tfm_ctx *c = counted_context(&m);
+    tfm_params *p = tfm_params_create(c);
+    tfm_linear_layer l[COUNT];
+    char name[16];
+    int64_t blocks;
+    int i;
+    for (i = 0; i < COUNT; i++) {
+        tfm_tensor *t;
+        snprintf(name, sizeof name, "%c.weight", 'a' + i);
+        assert_made(c, tfm_params_add(c, p, name, TFM_F32, TFM_SHAPE(OUT, IN)));
+        t = tfm_params_write_begin(c, p, name);
+        ((float *)t->data)[(int64_t)OUT * IN - 1] = (float)(i + 1);
+        assert_ok(c, tfm_params_write_end(c, p, name));
+        name[1] = 0;
+        assert_ok(c, tfm_linear_init(c, p, name, IN, OUT, 0, &l[i]));
+    }
+    blocks = m.blocks;
+    assert_ok(c, tfm_params_prepare(c, p));
+    cr_assert_eq(m.blocks, blocks - 1);
+    for (i = 0; i < COUNT; i++) cr_assert_eq(tfm_get(l[i].weight, last), i + 1);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+/* A weight that is being written stops it; what is packed again later finds no block that has gone back since. */
+Test(params, a_prepare_that_stops_leaves_no_block_behind) {
+    enum { COUNT = 3 };
+    test_memory m = test_memory_new();
+    tfm_ctx *c = counted_context(&m);
+    tfm_params *p = tfm_params_create(c);
+    tfm_linear_layer l;
+    char name[16];
+    int i;
+    for (i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "%c", 'a' + i);
+        assert_ok(c, tfm_linear_init(c, p, name, 32, 32, 0, &l));
+    }
+    assert_made(c, tfm_params_write_begin(c, p, "c.weight"));
+    assert_verb_refused(c, tfm_params_prepare(c, p), TFM_INVALID);
+    assert_ok(c, tfm_params_write_end(c, p, "c.weight"));
+    for (i = 0; i < COUNT - 1; i++) {
+        snprintf(name, sizeof name, "%c.weight", 'a' + i);
+        cr_assert_eq(tfm_params_find(p, name)->layout, TFM_PANELS);
+        assert_made(c, tfm_params_write_begin(c, p, name));
+        assert_ok(c, tfm_params_write_end(c, p, name));
+    }
     assert_ok(c, tfm_params_prepare(c, p));
     cr_assert_eq(l.weight->layout, TFM_PANELS);
     tfm_params_destroy(p);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
+/* 16 rows a panel: a matrix of 146 rows grows by less than a tenth, one of 145 by more; that of 8 rows by 4 KiB at 128
+ * columns. What is trained is written in each step. */
+Test(params, packing_is_left_where_it_costs_too_much) {
+    static const struct {
+        int64_t in, out;
+        int packed;
+    } table[] = {{128, 146, 1}, {128, 145, 0}, {128, 8, 1}, {129, 8, 0}};
+    tfm_ctx *c = context_of(1);
+    size_t i;
+    for (i = 0; i < sizeof table / sizeof table[0]; i++) {
+        int trained;
+        for (trained = 0; trained < 2; trained++) {
+            tfm_params *p = tfm_params_create(c);
+            tfm_linear_layer l;
+            assert_ok(c, tfm_linear_init(c, p, "l", table[i].in, table[i].out, 0, &l));
+            assert_ok(c, tfm_set_requires_grad(c, l.weight, trained));
+            assert_ok(c, tfm_params_prepare(c, p));
+            cr_assert_eq(l.weight->layout, table[i].packed && !trained ? TFM_PANELS : TFM_STRIDED, "%d", (int)i);
+            tfm_params_destroy(p);
+        }
+    }
     tfm_destroy(c);
 }
 
@@ -424,7 +537,9 @@ Test(params, cast_rounds_matrices_and_leaves_vectors) {
             assert_ok(c, tfm_linear_init(c, p, "l", 50, 70, 1, &l));
             expected = tfm_cast(c, l.weight, dtypes[i]);
             if (packed) assert_ok(c, tfm_params_prepare(c, p));
+            assert_made(c, tfm_params_add(c, p, "ids", TFM_I64, TFM_SHAPE(0, 3)));
             assert_ok(c, tfm_params_cast(c, p, dtypes[i]));
+            cr_assert_eq(tfm_params_find(p, "ids")->dtype, TFM_I64);
             cr_assert_eq(l.weight->dtype, dtypes[i]);
             cr_assert_eq(l.weight->layout, packed ? TFM_PANELS : TFM_STRIDED);
             cr_assert_eq(l.bias->dtype, TFM_F32);
@@ -630,6 +745,31 @@ Test(params, a_store_of_a_measurement_has_no_values) {
     assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
     tfm_params_destroy(p);
     tfm_params_destroy(real);
+    tfm_destroy(c);
+}
+
+/* What packing and converting take or give back, to the byte. */
+Test(params, a_measurement_counts_what_becomes_of_parameters) {
+    enum { IN = 256, OUT = 300, ROWS = 304 };
+    int64_t peak[3] = {0, 0, 0};
+    tfm_ctx *c = context_of(1);
+    int way;
+    for (way = 0; way < 3; way++) {
+        tfm_linear_layer l;
+        tfm_memory need;
+        tfm_params *p;
+        tfm_measure_begin(c);
+        p = tfm_params_create(c);
+        assert_ok(c, tfm_linear_init(c, p, "l", IN, OUT, 0, &l));
+        if (way == 1) assert_ok(c, tfm_params_prepare(c, p));
+        if (way == 2) assert_ok(c, tfm_params_cast(c, p, TFM_BF16));
+        assert_ok(c, tfm_linear_init(c, p, "m", IN, 2 * OUT, 0, &l));
+        assert_ok(c, tfm_measure_end(c, &need));
+        peak[way] = need.held_peak;
+        tfm_params_destroy(p);
+    }
+    cr_assert_eq(peak[1] - peak[0], (int64_t)(ROWS - OUT) * IN * 4);
+    cr_assert_eq(peak[2] - peak[0], -(int64_t)OUT * IN * 2);
     tfm_destroy(c);
 }
 
