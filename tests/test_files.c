@@ -7,7 +7,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #if defined(__linux__)
+#include <signal.h>
 #include <sys/inotify.h>
+#include <sys/resource.h>
 #endif
 #define MAPPED 1 /* files are mapped, so that a store can use their bytes; a file that was read is copied and let go */
 #else
@@ -163,6 +165,8 @@ Test(files, json_is_read_strictly) {
     refuse("{\"a\":" INFO("U8", "[01]", 0, 1) "}", 1, "begins with 0");
     refuse("{\"a\":" INFO("U8", "[1.0]", 0, 1) "}", 1, "not whole");
     refuse("{\"a\":" INFO("U8", "[1e0]", 0, 1) "}", 1, "not whole");
+    refuse("{\"a\":" INFO("U8", "[1E0]", 0, 1) "}", 1, "not whole");
+    refuse("{\"a\":{\"shape\":[1", 0, "a comma or the end");
     refuse("{\"a\":" INFO("U8", "[-1]", 0, 1) "}", 1, "not negative");
     refuse("{\"a\":" INFO("U8", "[\"1\"]", 0, 1) "}", 1, "whole number");
     refuse("{\"a\":" INFO("U8", "1", 0, 1) "}", 1, "shape is not a list");
@@ -179,6 +183,13 @@ Test(files, json_is_read_strictly) {
     refuse("{\"a\\u0000\":" INFO("U8", "[1]", 0, 1) "}", 1, "NUL");
     refuse("{\"a\\ud800\":" INFO("U8", "[1]", 0, 1) "}", 1, "surrogate");
     refuse("{\"a\\udc00\":" INFO("U8", "[1]", 0, 1) "}", 1, "surrogate");
+    refuse("{\"a\\udc00\\udc00\":" INFO("U8", "[1]", 0, 1) "}", 1, "surrogate");
+    refuse("{\"a\\ud800\\x\":" INFO("U8", "[1]", 0, 1) "}", 1, "surrogate");
+    refuse("{\"a\\ud800\\u0041\":" INFO("U8", "[1]", 0, 1) "}", 1, "surrogate");
+    refuse("{\"a\\ud800\\ue000\":" INFO("U8", "[1]", 0, 1) "}", 1, "surrogate");
+    refuse("{\"a\\ud800", 0, "surrogate");
+    refuse("{\"a\\u00G0\":" INFO("U8", "[1]", 0, 1) "}", 1, "hexadecimal");
+    refuse("{\"a\\u12", 0, "hexadecimal");
     refuse("{\"a", 0, "does not end");
     refuse("{\"a\\", 0, "unknown escape");
     refuse("{\"__metadata__\":[]}", 0, "__metadata__ is not an object");
@@ -193,10 +204,10 @@ Test(files, json_is_read_strictly) {
 
 Test(files, names_may_be_any_text) {
     static const char header[] =
-        "{\"\":" INFO("U8", "[1]", 0, 1) ",\"a\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\u20ac\\ud83d\\ude00\":" INFO(
+        "{\"\":" INFO("U8", "[1]", 0, 1) ",\"a\\\"\\\\\\/\\b\\f\\n\\r\\t \\u00E9\\u20ac\\uD83D\\ude00\":" INFO(
             "U8", "[1]", 1, 2) ",\"%s%n%d\":" INFO("U8", "[1]", 2, 3) ",\"\xf0\x9f\x98\x80\":" INFO("U8", "[1]", 3,
                                                                                                     4) "}";
-    static const char *const names[4] = {"", "a\"\\/\b\f\n\r\t\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "%s%n%d",
+    static const char *const names[4] = {"", "a\"\\/\b\f\n\r\t \xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "%s%n%d",
                                          "\xf0\x9f\x98\x80"};
     tfm_ctx *c = context();
     blob b = file_of(header, 4);
@@ -243,6 +254,7 @@ Test(files, errors_show_whole_characters) {
 Test(files, unknown_fields_are_read_over_to_a_bounded_depth) {
     char deep[512];
     size_t n;
+    int nested;
     accept("{\"a\":{\"x\":[1,-2.5e+3,{\"y\":[true,false,null]},\"\\u00e9\"],\"dtype\":\"U8\",\"shape\":[1],\"data_"
            "offsets\":[0,1]}}",
            1, 1);
@@ -253,6 +265,16 @@ Test(files, unknown_fields_are_read_over_to_a_bounded_depth) {
     memset(deep + n, '[', 200);
     deep[n + 200] = 0;
     refuse(deep, 0, "too deep");
+    for (nested = 64; nested <= 65; nested++) { /* to the last */
+        n = (size_t)snprintf(deep, sizeof deep, "{\"a\":{\"x\":");
+        memset(deep + n, '[', (size_t)nested);
+        memset(deep + n + nested, ']', (size_t)nested);
+        snprintf(deep + n + 2 * nested, sizeof deep - n - 2 * (size_t)nested, ",%s}",
+                 &INFO("U8", "[1]", 0, 1)[1]);
+        if (nested == 64) accept(deep, 1, 1);
+        else refuse(deep, 1, "too deep");
+    }
+    refuse("{\"a\":{\"x\":t", 0, "a value is missing");
 }
 
 Test(files, duplicate_names_are_refused) {
@@ -272,6 +294,8 @@ Test(files, data_has_no_overlap_and_no_hole) {
     refuse("{\"a\":" INFO("U8", "[0]", 1, 0) "}", 1, "invalid offset");
     refuse("{\"a\":" INFO("F32", "[2]", 0, 7) "}", 7, "invalid tensor info");
     refuse("{\"a\":" INFO("F4", "[3]", 0, 2) "}", 2, "invalid tensor info"); /* 12 bits */
+    refuse("{\"a\":" INFO("F4", "[3]", 0, 1) "}", 1, "invalid tensor info");
+    refuse("{\"a\":" INFO("U8", "[2305843009213693952]", 0, 0) "}", 0, "overflow"); /* bits */
     refuse("{\"a\":" INFO("U8", "[4294967296,4294967296]", 0, 0) "}", 0, "overflow");
     refuse("{\"a\":" INFO("U8", "[99999999999999999999]", 0, 0) "}", 0, "overflow");
     refuse("{\"a\":" INFO("U8", "[1]", 0, 18446744073709551617) "}", 1, "overflow");
@@ -378,6 +402,24 @@ Test(files, aligned_data_is_a_view_and_unaligned_data_a_copy) {
     }
 }
 
+/* Less than the length says, by the bytes in front of the header or fewer: nothing behind the end is read. */
+Test(files, a_header_ends_with_the_file_at_the_latest) {
+    static const char header[] = "{\"a\":" INFO("U8", "[0]", 0, 0) "}";
+    int64_t cut;
+    for (cut = 1; cut <= 8; cut++) {
+        tfm_ctx *c = context();
+        const blob b = file_of(header, 0);
+        unsigned char *exact = (unsigned char *)malloc((size_t)(b.size - cut));
+        memcpy(exact, b.data, (size_t)(b.size - cut));
+        cr_assert_null(tfm_file_open_memory(c, exact, b.size - cut));
+        cr_expect_eq(tfm_status_of(c), TFM_FORMAT);
+        cr_expect_not_null(strstr(tfm_error(c), "invalid header length"), "%s", tfm_error(c));
+        free(exact);
+        free(b.data);
+        tfm_destroy(c);
+    }
+}
+
 Test(files, metadata_by_key) {
     tfm_ctx *c = context();
     blob b = file_of(
@@ -444,9 +486,17 @@ Test(files, memory_is_in_proportion_to_the_file) {
 /* ---- paths ------------------------------------------------------------------------------------------------------ */
 
 Test(files, what_cannot_be_opened_is_an_io_error) {
-    tfm_ctx *c = context();
-    tfm_params *p = tfm_params_create(c);
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_params *p;
     int64_t size = 7;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    p = tfm_params_create(c);
+    assert_refused(c, tfm_file_open(c, ""), TFM_IO);
     assert_refused(c, tfm_file_open(c, "/nowhere/%s%n/file"), TFM_IO);
     assert_refused(c, tfm_file_open(c, "/nowhere/model.safetensors.index.json"), TFM_IO);
     assert_refused(c, tfm_read_file(c, "/nowhere/file", &size), TFM_IO);
@@ -459,7 +509,90 @@ Test(files, what_cannot_be_opened_is_an_io_error) {
 #endif
     tfm_params_destroy(p);
     tfm_destroy(c);
+    assert_no_leak(&m);
 }
+
+#if defined(__linux__)
+/* Lines of /proc/self/maps with this text. */
+static int mappings_of(const char *text) {
+    FILE *f = fopen("/proc/self/maps", "r");
+    char line[4096];
+    int n = 0;
+    cr_assert_not_null(f);
+    while (fgets(line, sizeof line, f)) n += strstr(line, text) != NULL;
+    fclose(f);
+    return n;
+}
+
+static int open_descriptors(void) {
+    DIR *d = opendir("/proc/self/fd");
+    int n = 0;
+    cr_assert_not_null(d);
+    while (readdir(d)) n++;
+    closedir(d);
+    return n;
+}
+
+/* A mapping lasts as long as the file is open or a store uses it, a descriptor not even that. */
+Test(files, what_is_closed_is_not_mapped_any_more) {
+    char path[512], index[600], map[700];
+    const int descriptors = open_descriptors();
+    tfm_ctx *c = context();
+    tfm_params *p = tfm_params_create(c);
+    blob b = floats_of("{\"__metadata__\":{\"k\":\"v\"},\"a\":" INFO("F32", "[2]", 0, 8) "}", 2);
+    tfm_file *f;
+    test_temporary_path(path, sizeof path, "mapped.safetensors");
+    snprintf(index, sizeof index, "%s.index.json", path);
+    assert_ok(c, tfm_write_file(c, path, b.data, b.size));
+    snprintf(map, sizeof map, "{\"weight_map\":{\"a\":\"%s\"}}", strrchr(path, '/') + 1);
+    assert_ok(c, tfm_write_file(c, index, map, (int64_t)strlen(map)));
+    f = tfm_file_open(c, path);
+    assert_made(c, f);
+    cr_expect_eq(mappings_of(path), 1);
+    tfm_file_close(f);
+    cr_expect_eq(mappings_of(path), 0);
+    assert_made(c, tfm_read_file(c, path, NULL));
+    cr_expect_eq(mappings_of(path), 0);
+    f = tfm_file_open(c, index);
+    assert_made(c, f);
+    cr_expect_eq(mappings_of(index), 0);
+    cr_expect_str_eq(tfm_file_metadata(f, "k"), "v", "an index has the metadata of its shards");
+    cr_expect_null(tfm_file_metadata(f, "j"));
+    assert_ok(c, tfm_params_load_file(c, p, f, NULL));
+    tfm_file_close(f);
+    cr_expect_eq(mappings_of(path), 1, "the store uses it");
+    assert_ok(c, tfm_params_save(c, p, path));
+    tfm_params_destroy(p);
+    cr_expect_eq(mappings_of(path), 0);
+    cr_expect_eq(open_descriptors(), descriptors);
+    remove(path);
+    remove(index);
+    free(b.data);
+    tfm_destroy(c);
+}
+
+/* Memory that is not the file's is not the file's to drop, wherever it lies. */
+Test(files, a_mapped_file_drops_its_own_pages_only) {
+    enum { COUNT = 32768 };
+    char path[512];
+    float wrapped[COUNT]; /* above any mapping */
+    tfm_ctx *c = context();
+    tfm_params *p = tfm_params_create(c);
+    blob b = floats_of("{\"a\":" INFO("F32", "[1,2]", 0, 8) "}", 2);
+    int i;
+    for (i = 0; i < COUNT; i++) wrapped[i] = 1;
+    test_temporary_path(path, sizeof path, "own_pages.safetensors");
+    assert_ok(c, tfm_write_file(c, path, b.data, b.size));
+    assert_ok(c, tfm_params_load(c, p, path, NULL));
+    assert_made(c, tfm_params_wrap(c, p, "b", TFM_F32, TFM_SHAPE(1, COUNT), wrapped));
+    assert_ok(c, tfm_params_cast(c, p, TFM_BF16));
+    for (i = 0; i < COUNT; i++) cr_assert_eq(wrapped[i], 1.0f, "number %d is lost", i);
+    remove(path);
+    tfm_params_destroy(p);
+    free(b.data);
+    tfm_destroy(c);
+}
+#endif
 
 Test(files, what_cannot_be_mapped_is_read) {
 #if defined(__linux__)
@@ -484,6 +617,8 @@ Test(files, pipes_can_be_loaded) {
     char header[128], path[64];
     test_memory m = test_memory_new();
     tfm_options o;
+    static const tfm_rule halves[] = {{TFM_RULE_SPLIT, "a", "low", 0, 2}, {TFM_RULE_SPLIT, "a", "high", 1, 2}};
+    tfm_load_options load;
     tfm_ctx *c;
     tfm_params *p;
     blob b;
@@ -502,9 +637,13 @@ Test(files, pipes_can_be_loaded) {
     cr_assert_eq(fwrite(b.data, 1, (size_t)b.size, feeder), (size_t)b.size);
     fclose(feeder);
     snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
-    assert_ok(c, tfm_params_load(c, p, path, NULL));
+    memset(&load, 0, sizeof load);
+    load.rules = halves;
+    load.rule_count = 2;
+    assert_ok(c, tfm_params_load(c, p, path, &load));
     close(ends[0]);
-    cr_expect_eq(tfm_item(tfm_select(c, tfm_params_find(p, "a"), 0, 1234)), 1234.0);
+    cr_expect_eq(tfm_item(tfm_select(c, tfm_params_find(p, "low"), 0, 1234)), 1234.0);
+    cr_expect_eq(tfm_item(tfm_select(c, tfm_params_find(p, "high"), 0, 1234)), 1234.0 + COUNT / 16);
     tfm_destroy(c);
     cr_expect_lt(m.bytes, 2 * b.size);
     tfm_params_destroy(p);
@@ -519,6 +658,8 @@ Test(files, a_named_pipe_is_opened_once) {
 #if defined(__linux__)
     enum { SIZE = 200000 }; /* more than a pipe holds */
     char path[512], events[4096];
+    test_memory m = test_memory_new();
+    tfm_options o;
     tfm_ctx *c;
     char *data;
     const char *back;
@@ -527,7 +668,10 @@ Test(files, a_named_pipe_is_opened_once) {
     int watch, closed = 0, status = 0;
     pid_t writer;
     if (test_emulated()) cr_skip_test("an emulator need not know inotify");
-    c = context();
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
     data = (char *)malloc(SIZE);
     memset(data, 'x', SIZE);
     test_temporary_path(path, sizeof path, "named_pipe");
@@ -562,6 +706,7 @@ Test(files, a_named_pipe_is_opened_once) {
     remove(path);
     free(data);
     tfm_destroy(c);
+    assert_no_leak(&m);
 #endif
 }
 
@@ -656,10 +801,19 @@ Test(files, strided_tensors_are_written_in_order) {
     list[1] = list[0];
     {
         static const char *const twice[2] = {"x", "x"}, *const reserved[2] = {"__metadata__", "y"},
-                                 *const broken[2] = {"\xff", "y"};
+                                 *const broken[2] = {"\xff", "y"}, *const unnamed[2] = {"x", NULL};
         assert_verb_refused(c, tfm_save_tensors(c, path, twice, list, 2), TFM_INVALID);
         assert_verb_refused(c, tfm_save_tensors(c, path, reserved, list, 2), TFM_INVALID);
         assert_verb_refused(c, tfm_save_tensors(c, path, broken, list, 2), TFM_INVALID);
+        assert_verb_refused(c, tfm_save_tensors(c, path, unnamed, list, 2), TFM_INVALID);
+        assert_verb_refused(c, tfm_save_tensors(c, path, names, list, -1), TFM_INVALID);
+    }
+    {
+        tfm_memory need;
+        tfm_measure_begin(c);
+        cr_expect_eq(tfm_save_tensors(c, path, names, list, 2), TFM_INVALID);
+        (void)!tfm_measure_end(c, &need);
+        tfm_clear(c);
     }
     {
         tfm_ctx *other = context();
@@ -739,6 +893,37 @@ Test(files, writing_replaces_the_file_at_once) {
     tfm_destroy(c);
 }
 
+/* A disk that is full, by a limit on the size of files: the old one stays, and nothing else. */
+Test(files, a_write_that_fails_leaves_the_old_file) {
+#if defined(__linux__)
+    enum { LARGE = 1 << 16 };
+    char folder[512], path[600];
+    static const char large[LARGE] = {0};
+    tfm_ctx *c = context();
+    int64_t size = 0;
+    struct rlimit old, low;
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    test_temporary_path(folder, sizeof folder, "full");
+    cr_assert_eq(mkdir(folder, 0700), 0);
+    snprintf(path, sizeof path, "%s/file", folder);
+    assert_ok(c, tfm_write_file(c, path, "old", 3));
+    cr_assert_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+    low = old;
+    low.rlim_cur = LARGE / 2;
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &low), 0);
+    cr_expect_eq(tfm_write_file(c, path, large, LARGE), TFM_IO);
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+    signal(SIGXFSZ, handler);
+    cr_expect_not_null(strstr(tfm_error(c), "cannot be written"), "%s", tfm_error(c));
+    tfm_clear(c);
+    cr_expect_str_eq((const char *)tfm_read_file(c, path, &size), "old");
+    cr_expect_eq(entries_of(folder), 1, "a temporary file was left behind");
+    remove(path);
+    rmdir(folder);
+    tfm_destroy(c);
+#endif
+}
+
 /* What is no file is not replaced by one: a pipe, and as root even a device, would be gone. */
 Test(files, writing_leaves_what_is_no_file) {
     char path[512];
@@ -778,9 +963,13 @@ typedef struct loaded {
     blob b;
 } loaded;
 
+enum { COPIED, USED, MOVED, WAYS }; /* from memory; as the bytes of an open file; of one at an odd address */
+static int way_to_load = COPIED;
+
 /* a (2, 3) 0..5, b (2, 3) 6..11, v (2) 12, 13 */
 static loaded load_with(const tfm_rule *rules, int64_t count, tfm_status expected) {
     loaded l;
+    tfm_file *f;
     tfm_load_options o;
     tfm_status status;
     memset(&o, 0, sizeof o);
@@ -791,7 +980,18 @@ static loaded load_with(const tfm_rule *rules, int64_t count, tfm_status expecte
     l.b = floats_of("{\"x.a\":" INFO("F32", "[2,3]", 0, 24) ",\"x.b\":" INFO("F32", "[2,3]", 24, 48) ",\"x.v\":" INFO(
                         "F32", "[2]", 48, 56) "}",
                     14);
-    status = tfm_params_load_memory(l.c, l.p, l.b.data, l.b.size, &o);
+    if (way_to_load == MOVED) {
+        l.b.data = (unsigned char *)realloc(l.b.data, (size_t)l.b.size + 1);
+        memmove(l.b.data + 1, l.b.data, (size_t)l.b.size);
+    }
+    if (way_to_load == COPIED) {
+        status = tfm_params_load_memory(l.c, l.p, l.b.data, l.b.size, &o);
+    } else {
+        f = tfm_file_open_memory(l.c, l.b.data + (way_to_load == MOVED), l.b.size);
+        assert_made(l.c, f);
+        status = tfm_params_load_file(l.c, l.p, f, &o);
+        tfm_file_close(f);
+    }
     cr_assert_eq(status, expected, "%s: %s", tfm_status_name(status), tfm_error(l.c));
     return l;
 }
@@ -894,27 +1094,96 @@ Test(rules, transpose_concat_split) {
     static const tfm_rule split[] = {{TFM_RULE_SPLIT, "x.a", "low", 1, 2}, {TFM_RULE_SPLIT, "x.a", "high", 0, 2}};
     static const tfm_rule thirds[] = {{TFM_RULE_SPLIT_TRANSPOSE, "x.a", "one", 0, 3},
                                       {TFM_RULE_SPLIT_TRANSPOSE, "x.a", "three", 2, 3}};
-    loaded l = load_with(transpose, 1, TFM_OK);
-    expect_parameter(l, "a", 3, 2, columns_0);
-    expect_parameter(l, "v", 2, 0, rows_12); /* a vector is its own transpose */
-    unload(l);
-    l = load_with(concat, 2, TFM_OK);
-    expect_parameter(l, "ab", 4, 3, both);
-    unload(l);
-    l = load_with(columns, 2, TFM_OK);
-    expect_parameter(l, "ab", 6, 2, both_columns);
-    unload(l);
-    l = load_with(turned, 2, TFM_OK);
-    expect_parameter(l, "ab", 6, 2, mixed);
-    unload(l);
-    l = load_with(split, 2, TFM_OK);
-    expect_parameter(l, "high", 1, 3, rows_0);
-    expect_parameter(l, "low", 1, 3, rows_0 + 3);
-    unload(l);
-    l = load_with(thirds, 2, TFM_OK);
-    expect_parameter(l, "one", 1, 2, columns_0);
-    expect_parameter(l, "three", 1, 2, columns_0 + 4);
-    unload(l);
+    static const tfm_rule decided[] = {{TFM_RULE_SPLIT, "x.a", "low", 1, 2}, {TFM_RULE_RENAME, "x.a", "other", 0, 0},
+                                       {TFM_RULE_SPLIT, "x.a", "high", 0, 2}, {TFM_RULE_RENAME, "x.b", "b", 0, 0},
+                                       {TFM_RULE_SPLIT, "x.b", "c", 0, 2}};
+    loaded l;
+    for (way_to_load = COPIED; way_to_load < WAYS; way_to_load++) {
+        l = load_with(transpose, 1, TFM_OK);
+        expect_parameter(l, "a", 3, 2, columns_0);
+        expect_parameter(l, "v", 2, 0, rows_12); /* a vector is its own transpose */
+        unload(l);
+        l = load_with(concat, 2, TFM_OK);
+        expect_parameter(l, "ab", 4, 3, both);
+        unload(l);
+        l = load_with(columns, 2, TFM_OK);
+        expect_parameter(l, "ab", 6, 2, both_columns);
+        unload(l);
+        l = load_with(turned, 2, TFM_OK);
+        expect_parameter(l, "ab", 6, 2, mixed);
+        unload(l);
+        l = load_with(split, 2, TFM_OK);
+        expect_parameter(l, "high", 1, 3, rows_0);
+        expect_parameter(l, "low", 1, 3, rows_0 + 3);
+        unload(l);
+        l = load_with(thirds, 2, TFM_OK);
+        expect_parameter(l, "one", 1, 2, columns_0);
+        expect_parameter(l, "three", 1, 2, columns_0 + 4);
+        unload(l);
+        l = load_with(decided, 5, TFM_OK); /* the first row decides; rows that split name one source together */
+        cr_expect_eq(tfm_params_count(l.p), 4);
+        expect_parameter(l, "high", 1, 3, rows_0);
+        expect_parameter(l, "low", 1, 3, rows_0 + 3);
+        expect_parameter(l, "b", 2, 3, rows_6);
+        unload(l);
+    }
+    way_to_load = COPIED;
+}
+
+/* Files of their own: three dims, scalars, other dtypes, names to the last byte. */
+static tfm_status load_own(const char *header, int64_t bytes, const tfm_rule *rules, int64_t count, const char *phrase) {
+    tfm_ctx *c = context();
+    tfm_params *p = tfm_params_create(c);
+    blob b = file_of(header, bytes);
+    tfm_load_options o;
+    tfm_status status;
+    memset(&o, 0, sizeof o);
+    o.rules = rules;
+    o.rule_count = count;
+    status = tfm_params_load_memory(c, p, b.data, b.size, &o);
+    if (phrase) cr_expect_not_null(strstr(tfm_error(c), phrase), "%s, not: %s", tfm_error(c), phrase);
+    cr_expect_eq(tfm_params_count(p), status == TFM_OK, "%s", header);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+    free(b.data);
+    return status;
+}
+
+Test(rules, shapes_dtypes_and_names_have_their_limits) {
+    static const char cube[] = "{\"a\":" INFO("U8", "[1,2,2]", 0, 4) "}";
+    static const char scalars[] = "{\"a\":" INFO("U8", "[]", 0, 1) ",\"b\":" INFO("U8", "[]", 1, 2) "}";
+    static const char mixed[] = "{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("I8", "[2]", 2, 4) "}";
+    static const char both[] = "{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[2]", 2, 4) "}";
+    static const char many[] = "{\"a.b.c.d.e.f.g.h.i\":" INFO("U8", "[1]", 0, 1) "}";
+    static const tfm_rule turn = {TFM_RULE_TRANSPOSE, "a", "t", 0, 0}, cut = {TFM_RULE_SPLIT, "a", "s", 0, 1};
+    static const tfm_rule join[] = {{TFM_RULE_CONCAT, "a", "ab", 0, 2}, {TFM_RULE_CONCAT, "b", "ab", 1, 2}};
+    static const tfm_rule uneven[] = {{TFM_RULE_CONCAT, "a", "ab", 0, 2}, {TFM_RULE_CONCAT, "b", "ab", 1, 3}};
+    static const tfm_rule half[] = {{TFM_RULE_CONCAT, "a", "b", 0, 2}}; /* and "b" as it is */
+    static const tfm_rule stars[] = {{TFM_RULE_RENAME, "*.*.*.*.*.*.*.*.i", "*", 0, 0},
+                                     {TFM_RULE_RENAME, "*.*.*.*.*.*.*.*.*", "*", 0, 0}};
+    char header[512], name[257], to[512];
+    tfm_rule rename = {TFM_RULE_RENAME, "*", NULL, 0, 0};
+    int n;
+    cr_expect_eq(load_own(cube, 4, &turn, 1, "only matrices can be transposed"), TFM_INVALID);
+    cr_expect_eq(load_own(scalars, 2, join, 2, "cannot be joined"), TFM_INVALID);
+    cr_expect_eq(load_own(scalars, 2, &cut, 1, "cannot be split"), TFM_INVALID);
+    cr_expect_eq(load_own(mixed, 4, join, 2, "cannot be joined"), TFM_INVALID);
+    cr_expect_eq(load_own(both, 4, join, 2, NULL), TFM_OK);
+    cr_expect_eq(load_own(both, 4, uneven, 2, "is made of 2 parts"), TFM_INVALID);
+    cr_expect_eq(load_own(both, 4, half, 1, "both become 'b'"), TFM_INVALID);
+    cr_expect_eq(load_own(many, 1, stars, 1, NULL), TFM_OK);
+    cr_expect_eq(load_own(many, 1, stars + 1, 1, "more than 8"), TFM_INVALID);
+    cr_expect_eq(load_own(both, 4, stars, -1, "rule_count"), TFM_INVALID);
+    cr_expect_eq(load_own(both, 4, NULL, 1, "rules is NULL"), TFM_INVALID);
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    snprintf(header, sizeof header, "{\"%s\":" INFO("U8", "[1]", 0, 1) "}", name);
+    rename.to = to;
+    for (n = 480; n <= 481; n++) { /* of the file's 256 bytes and what the rule puts before them */
+        memset(to, 't', (size_t)n - 256);
+        snprintf(to + n - 256, 2, "*");
+        cr_expect_eq(load_own(header, 1, &rename, 1, n > 480 ? "longer than 480" : NULL), n > 480 ? TFM_INVALID : TFM_OK);
+    }
 }
 
 Test(rules, what_does_not_fit_is_named) {
@@ -937,6 +1206,8 @@ Test(rules, what_does_not_fit_is_named) {
         {{{TFM_RULE_RENAME, NULL, "a", 0, 0}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "NULL"},
         {{{99, "x.a", "a", 0, 0}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "no such kind"},
         {{{TFM_RULE_SPLIT, "x.a", "a", 2, 2}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "index is not in"},
+        {{{TFM_RULE_SPLIT, "x.a", "a", -1, 2}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "index is not in"},
+        {{{TFM_RULE_RENAME, "x.a", NULL, 0, 0}, {TFM_RULE_SKIP, "none", NULL, 0, 0}}, 1, "NULL"},
     };
     size_t i;
     for (i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -968,6 +1239,9 @@ Test(files, values_go_into_parameters_that_exist) {
     tfm_clear(c);
     assert_verb_refused(c, tfm_params_load_memory(c, p, other.data, other.size, &o), TFM_INVALID);
     expect_values(w, expected);
+    o.prefix = "deep";
+    assert_made(c, tfm_params_add(c, p, "deep.w", TFM_F32, TFM_SHAPE(2, 3, 2)));
+    assert_verb_refused(c, tfm_params_load_memory(c, p, b.data, b.size, &o), TFM_INVALID);
     tfm_params_destroy(p);
     tfm_destroy(c);
     free(b.data);
@@ -1115,18 +1389,52 @@ Test(files, loading_tells_of_each_step_up_to_the_last) {
 Test(files, cast_converts_matrices_only) {
     tfm_load_options o;
     loaded l = load_with(NULL, 0, TFM_OK);
-    tfm_params *p = tfm_params_create(l.c);
+    blob ids = file_of("{\"ids\":" INFO("I32", "[1,2]", 0, 8) "}", 8);
+    tfm_file *f = tfm_file_open_memory(l.c, l.b.data, l.b.size);
+    int from_file;
     memset(&o, 0, sizeof o);
     o.cast = 1;
-    o.dtype = TFM_BF16;
-    assert_ok(l.c, tfm_params_load_memory(l.c, p, l.b.data, l.b.size, &o));
-    cr_expect_eq(tfm_params_find(p, "x.a")->dtype, TFM_BF16);
-    cr_expect_eq(tfm_params_find(p, "x.v")->dtype, TFM_F32);
-    expect_values(tfm_params_find(p, "x.a"), rows_0);
-    o.dtype = TFM_I64;
-    assert_verb_refused(l.c, tfm_params_load_memory(l.c, p, l.b.data, l.b.size, &o), TFM_INVALID);
-    tfm_params_destroy(p);
+    for (from_file = 0; from_file < 2; from_file++) {
+        tfm_params *p = tfm_params_create(l.c);
+        o.dtype = TFM_I64;
+        assert_verb_refused(l.c, tfm_params_load_memory(l.c, p, l.b.data, l.b.size, &o), TFM_INVALID);
+        cr_expect_eq(tfm_params_count(p), 0);
+        assert_made(l.c, tfm_params_add(l.c, p, "there", TFM_F32, TFM_SHAPE(2, 2)));
+        o.dtype = TFM_BF16;
+        if (from_file) assert_ok(l.c, tfm_params_load_file(l.c, p, f, &o));
+        else assert_ok(l.c, tfm_params_load_memory(l.c, p, l.b.data, l.b.size, &o));
+        cr_expect_eq(tfm_params_find(p, "x.a")->dtype, TFM_BF16);
+        cr_expect_eq(tfm_params_find(p, "x.v")->dtype, TFM_F32);
+        cr_expect_eq(tfm_params_find(p, "there")->dtype, TFM_BF16, "all of the store");
+        expect_values(tfm_params_find(p, "x.a"), rows_0);
+        assert_ok(l.c, tfm_params_load_memory(l.c, p, ids.data, ids.size, &o));
+        cr_expect_eq(tfm_params_find(p, "ids")->dtype, TFM_I32);
+        tfm_params_destroy(p);
+    }
+    tfm_file_close(f);
+    free(ids.data);
     unload(l);
+}
+
+/* A weight that a layer has marked is packed by the load, unless that is plain. */
+Test(files, a_load_packs_what_is_marked) {
+    tfm_load_options o;
+    int plain;
+    memset(&o, 0, sizeof o);
+    for (plain = 0; plain < 2; plain++) {
+        loaded l = load_with(NULL, 0, TFM_OK);
+        tfm_params *p = tfm_params_create(l.c);
+        tfm_linear_layer layer;
+        assert_ok(l.c, tfm_linear_init(l.c, p, "x", 3, 2, 0, &layer));
+        o.plain = plain;
+        o.rules = (const tfm_rule[]){{TFM_RULE_RENAME, "x.a", "x.weight", 0, 0}};
+        o.rule_count = 1;
+        assert_ok(l.c, tfm_params_load_memory(l.c, p, l.b.data, l.b.size, &o));
+        cr_expect_eq(layer.weight->layout, plain ? TFM_STRIDED : TFM_PANELS);
+        expect_values(layer.weight, rows_0);
+        tfm_params_destroy(p);
+        unload(l);
+    }
 }
 
 /* The file's own bytes become the parameter; the store keeps the file open after its owner has closed it. */
@@ -1169,7 +1477,7 @@ Test(files, a_store_that_uses_no_memory_of_the_file_lets_it_go) {
     tfm_ctx *c;
     tfm_params *p;
     char path[512];
-    blob b = floats_of("{\"a\":" INFO("F32", "[2,3]", 0, 24) "}", 6);
+    blob b = floats_of("{\"a\":" INFO("F32", "[2,3]", 0, 24) ",\"none\":" INFO("F32", "[0,3]", 24, 24) "}", 6);
     int64_t blocks;
     int i;
     memset(&o, 0, sizeof o);
@@ -1180,7 +1488,7 @@ Test(files, a_store_that_uses_no_memory_of_the_file_lets_it_go) {
     test_temporary_path(path, sizeof path, "let_go.safetensors");
     assert_ok(c, tfm_write_file(c, path, b.data, b.size));
     assert_made(c, tfm_params_add(c, p, "a", TFM_F32, TFM_SHAPE(2, 3)));
-    blocks = m.blocks;
+    blocks = m.blocks + 1; /* the record of what is empty */
     for (i = 0; i < 3; i++) assert_ok(c, tfm_params_load(c, p, path, NULL));
     cr_expect_eq(m.blocks, blocks, "%lld blocks more", (long long)(m.blocks - blocks));
     expect_values(tfm_params_find(p, "a"), rows_0);
@@ -1208,6 +1516,10 @@ Test(files, an_index_opens_its_shards) {
         {"{\"weight_map\":{\"a\":\"../one.safetensors\"}}", "plain file name"},
         {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "plain file name"},
         {"{\"weight_map\":{\"a\":\"..\"}}", "plain file name"},
+        {"{\"weight_map\":{\"a\":\".\"}}", "plain file name"},
+        {"{\"weight_map\":{\"a\":\"x\\\\one.safetensors\"}}", "plain file name"},
+        {"{\"weight_map\":{\"a\":\"c:one.safetensors\"}}", "plain file name"},
+        {"{\"weight_map\":{\"\xff\":\"one.safetensors\"}}", "not UTF-8"},
         {"{\"weight_map\":{\"a\":\"\"}}", "plain file name"},
         {"{\"weight_map\":{\"b\":\"one.safetensors\"}}", "is not in"},
         {"{\"weight_map\":{\"a\":\"one.safetensors\",\"a\":\"two.safetensors\"}}", "is not in"},
@@ -1279,7 +1591,7 @@ static void load_and_save(tfm_ctx *c, void *user) {
                            "F32", "[2]", 72, 80) "}",
                        20);
     unsigned char *unaligned = (unsigned char *)malloc((size_t)b.size + 1), saved[512];
-    tfm_params *p = tfm_params_create(c);
+    tfm_params *p = tfm_params_create(c), *used = tfm_params_create(c);
     tfm_load_options o;
     tfm_file *f;
     tfm_status status;
@@ -1292,10 +1604,13 @@ static void load_and_save(tfm_ctx *c, void *user) {
     status = tfm_params_save_memory(c, p, saved, (int64_t)sizeof saved);
     if (path) status = tfm_params_save(c, p, path);
     if (path) status = tfm_params_load(c, p, path, NULL);
+    if (path) status = tfm_params_load(c, used, path, NULL); /* which uses the file's bytes, and then its own */
+    if (path) status = tfm_params_load(c, used, path, NULL);
     (void)status;
     (void)tfm_file_tensor(c, f, "v");
     tfm_file_close(f);
     tfm_params_destroy(p);
+    tfm_params_destroy(used);
     free(unaligned);
     free(b.data);
     if (path) remove(path);
