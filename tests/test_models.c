@@ -61,6 +61,8 @@ Test(llama2c, every_part_of_the_file_finds_its_parameter) {
         cr_expect_eq(g.max_length, LENGTH);
         cr_expect_eq(g.tied_head, !own_head);
         cr_expect_eq(g.block.kv_heads, KV);
+        cr_expect_eq(g.block.norm_eps, 1e-5f);
+        cr_expect(g.block.activation == TFM_ACT_SILU && g.block.gated && g.block.rope.interleaved);
         expect_at(p, "tgt_embedding.weight", VOCAB, DIM, 0, 0);
         expect_at(p, "decoder.layers.1.norm1.weight", DIM, 0, 0, (double)(at + DIM));
         at += LAYERS * DIM;
@@ -172,6 +174,7 @@ Test(llama2c, sizes_are_checked_against_the_file) {
         {1, 2147483647, TFM_FORMAT, "takes"},
         {2, 2147483647, TFM_FORMAT, "takes"},
         {2, 0, TFM_FORMAT, "n_layers"},
+        {0, 5, TFM_FORMAT, "go together"},
         {3, 3, TFM_FORMAT, "go together"},
         {3, 4, TFM_FORMAT, "go together"}, /* head size 1 cannot be rotated */
         {4, 3, TFM_FORMAT, "go together"},
@@ -200,8 +203,19 @@ Test(llama2c, sizes_are_checked_against_the_file) {
         cr_assert_eq(tfm_llama2c_load_memory(c, p, data, n, &g), TFM_FORMAT, "%lld bytes were accepted", (long long)n);
         tfm_clear(c);
     }
+    data = (unsigned char *)realloc(data, (size_t)size + 4);
+    memset(data + size, 0, 4);
+    for (n = size + 1; n <= size + 4; n++)
+        assert_verb_refused(c, tfm_llama2c_load_memory(c, p, data, n, &g), TFM_FORMAT);
     cr_expect_eq(tfm_params_count(p), 0);
     assert_verb_refused(c, tfm_llama2c_load_memory(c, p, NULL, size, &g), TFM_INVALID);
+    {
+        tfm_memory need;
+        tfm_measure_begin(c);
+        cr_expect_eq(tfm_llama2c_load_memory(c, p, data, size, &g), TFM_INVALID, "a store with values is not for this");
+        (void)!tfm_measure_end(c, &need);
+        tfm_clear(c);
+    }
     assert_verb_refused(c, tfm_llama2c_load_memory(c, NULL, data, size, &g), TFM_INVALID);
     assert_verb_refused(c, tfm_llama2c_load_memory(c, p, data, size, NULL), TFM_INVALID);
     assert_verb_refused(c, tfm_llama2c_load(c, p, "/nowhere", &g), TFM_IO);
@@ -209,6 +223,41 @@ Test(llama2c, sizes_are_checked_against_the_file) {
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
+
+#if defined(__linux__)
+/* A checkpoint and tokenizers are copied from their files, which are let go. */
+Test(llama2c, files_are_let_go) {
+    char path[512], line[4096];
+    tfm_ctx *c = context();
+    tfm_params *p = tfm_params_create(c);
+    tfm_transformer_config g;
+    tfm_tokenizer *t[2];
+    int64_t size;
+    unsigned char *data = checkpoint(0, &size);
+    FILE *maps;
+    test_temporary_path(path, sizeof path, "checkpoint.bin");
+    assert_ok(c, tfm_write_file(c, path, data, size));
+    assert_ok(c, tfm_llama2c_load(c, p, path, &g));
+    expect_at(p, "decoder.norm.weight", DIM, 0, 0, SHARED_FLOATS - DIM - LENGTH * DIM / HEADS);
+    assert_ok(c, tfm_write_file(c, path, "a\nb", 3));
+    t[0] = tfm_tokenizer_lines(c, path, -1);
+    assert_ok(c, tfm_write_file(c, path, "\0\0\0\0" "\0\0\0\0" "\1\0\0\0" "a", 13));
+    t[1] = tfm_tokenizer_llama2c(c, path, 1);
+    cr_assert(t[0] && t[1], "%s", tfm_error(c));
+    cr_expect_eq(tfm_tokenizer_find(t[0], "b"), 1);
+    cr_expect_eq(tfm_tokenizer_find(t[1], "a"), 0);
+    maps = fopen("/proc/self/maps", "r");
+    cr_assert_not_null(maps);
+    while (fgets(line, sizeof line, maps)) cr_expect_null(strstr(line, path), "%s", line);
+    fclose(maps);
+    tfm_tokenizer_destroy(t[0]);
+    tfm_tokenizer_destroy(t[1]);
+    remove(path);
+    free(data);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+#endif
 
 /* ---- tokenizers ------------------------------------------------------------------------------------------------- */
 
@@ -338,6 +387,49 @@ Test(tokenizer, long_texts_are_no_problem) {
     free(v);
 }
 
+static void expect_ids(tfm_ctx *c, const tfm_tokenizer *t, const char *text, const int64_t *expected, int64_t n) {
+    int64_t *ids, count, i;
+    assert_ok(c, tfm_tokenizer_encode(c, t, text, 0, 0, &ids, &count));
+    cr_assert_eq(count, n, "\"%s\": %lld ids", text, (long long)count);
+    for (i = 0; i < n; i++) cr_expect_eq(ids[i], expected[i], "\"%s\": id %lld", text, (long long)i);
+}
+
+/* A score of -1e10 and below, or none that is a number, merges nothing; characters have up to four bytes. */
+Test(tokenizer, what_does_not_merge_stays_apart) {
+    static const int64_t low[] = {259, 260, 261}, nan[] = {259, 261, 260}, merged[] = {259, 264, 260},
+                         face[] = {259, 265, 3 + 0x80}, nobody[] = {259, 3 + 0xF0, 3 + 0x9F, 3 + 0x98, 3 + 0x81};
+    vocabulary *v = (vocabulary *)malloc(sizeof *v);
+    tfm_ctx *c = context();
+    tfm_tokenizer *t;
+    int64_t *ids, count;
+    vocabulary_begin(v);
+    vocabulary_add(v, " ", -10); /* 259 */
+    vocabulary_add(v, "a", -11);
+    vocabulary_add(v, "b", -12);
+    vocabulary_add(v, "ab", -1e10f);
+    vocabulary_add(v, "ba", (float)NAN);
+    vocabulary_add(v, "bb", -1e9f); /* 264 */
+    vocabulary_add(v, "\xf0\x9f\x98\x80", -13);
+    t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count);
+    assert_made(c, t);
+    expect_ids(c, t, "ab", low, 3);
+    expect_ids(c, t, "ba", nan, 3);
+    expect_ids(c, t, "bba", merged, 3);
+    expect_ids(c, t, "\xf0\x9f\x98\x80\x80", face, 3);
+    expect_ids(c, t, "\xf0\x9f\x98\x81", nobody, 5);
+    tfm_tokenizer_destroy(t);
+    memset(v, 0, sizeof *v);
+    vocabulary_add(v, " ", 0);
+    vocabulary_add(v, "a", 0);
+    t = tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count);
+    assert_made(c, t);
+    expect_ids(c, t, "a", (const int64_t[]){0, 1}, 2);
+    assert_verb_refused(c, tfm_tokenizer_encode(c, t, "b", 0, 0, &ids, &count), TFM_INVALID); /* has no bytes */
+    tfm_tokenizer_destroy(t);
+    tfm_destroy(c);
+    free(v);
+}
+
 Test(tokenizer, encoding_again_takes_no_memory) {
     vocabulary *v = (vocabulary *)malloc(sizeof *v);
     test_memory m = test_memory_new();
@@ -395,6 +487,7 @@ Test(tokenizer, pieces_are_llama2cs) {
     tfm_tokenizer_piece(t, 5, 3, &length);
     cr_expect_eq(length, 0, "a NUL is no text");
     cr_expect_str_eq(tfm_tokenizer_piece(t, 5, 260, &length), "<0x-1>");
+    cr_expect_str_eq(tfm_tokenizer_piece(t, 1, 260, &length), "<0x-1>"); /* no space, nothing goes */
     cr_expect_str_eq(tfm_tokenizer_piece(t, 5, v->count, &length), "");
     cr_expect_str_eq(tfm_tokenizer_piece(t, 5, -1, &length), "");
     cr_expect_str_eq(tfm_tokenizer_piece(NULL, 5, 1, &length), "");
@@ -411,15 +504,24 @@ Test(tokenizer, pieces_are_llama2cs) {
 
 Test(tokenizer, broken_files_are_refused) {
     vocabulary *v = (vocabulary *)malloc(sizeof *v);
-    tfm_ctx *c = context();
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
     int64_t n, *ids;
     int32_t length = -1;
     tfm_tokenizer *t;
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
     vocabulary_begin(v);
-    for (n = 0; n < v->size; n++) {
-        cr_assert_null(tfm_tokenizer_llama2c_memory(c, v->data, n, v->count), "%lld bytes were accepted", (long long)n);
+    for (n = 0; n < v->size; n += test_quick() ? 97 : 1) { /* in memory that ends with it */
+        unsigned char *exact = (unsigned char *)malloc((size_t)(n ? n : 1));
+        memcpy(exact, v->data, (size_t)n);
+        cr_assert_null(tfm_tokenizer_llama2c_memory(c, exact, n, v->count), "%lld bytes were accepted", (long long)n);
         cr_assert_eq(tfm_status_of(c), TFM_FORMAT);
         tfm_clear(c);
+        free(exact);
     }
     assert_refused(c, tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count - 1), TFM_FORMAT);
     assert_refused(c, tfm_tokenizer_llama2c_memory(c, v->data, v->size, v->count + 1), TFM_FORMAT);
@@ -450,11 +552,12 @@ Test(tokenizer, broken_files_are_refused) {
     tfm_tokenizer_destroy(t);
     free(v);
     tfm_destroy(c);
+    assert_no_leak(&m);
 }
 
 Test(tokenizer, lines) {
     static const char text[] = "<s>\n</s>\r\n\none\ntwo\none\n\xc3\xa9";
-    static const int64_t expected[] = {0, 3, 4, 6, 3, 1};
+    static const int64_t expected[] = {0, 3, 4, 6, 3, 1}, ended[] = {1, 3};
     tfm_ctx *c = context();
     tfm_tokenizer *t = tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, -1), *other;
     int64_t *ids, count, i;
@@ -469,12 +572,19 @@ Test(tokenizer, lines) {
     cr_expect_str_eq(tfm_tokenizer_piece(t, -1, 3, NULL), "one");
     cr_expect_str_eq(tfm_tokenizer_piece(t, 4, 3, NULL), " one");
     cr_expect_str_eq(tfm_tokenizer_piece(t, 0, 3, NULL), "one", "no space after the begin id");
+    cr_expect_str_eq(tfm_tokenizer_decode(c, t, expected + 5, 1), "");
+    cr_expect_str_eq(tfm_tokenizer_decode(c, t, ended, 2), "one", "nor after the end id");
     assert_verb_refused(c, tfm_tokenizer_encode(c, t, "one three", 0, 0, &ids, &count), TFM_INVALID);
     other = tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, 2);
     assert_ok(c, tfm_tokenizer_encode(c, other, "three one", 0, 0, &ids, &count));
     cr_expect_eq(ids[0], 2);
     tfm_tokenizer_destroy(other);
     assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, 7), TFM_INVALID);
+    assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text - 1, -2), TFM_INVALID);
+    other = tfm_tokenizer_lines_memory(c, text + 10, 5, -1); /* an empty line first */
+    assert_made(c, other);
+    cr_expect(tfm_tokenizer_find(other, "") == 0 && tfm_tokenizer_find(other, "one") == 1);
+    tfm_tokenizer_destroy(other);
     assert_refused(c, tfm_tokenizer_lines_memory(c, text, (int64_t)sizeof text, -1), TFM_FORMAT); /* NUL */
     assert_refused(c, tfm_tokenizer_lines_memory(c, NULL, 1, -1), TFM_INVALID);
     other = tfm_tokenizer_lines_memory(c, NULL, 0, -1);
