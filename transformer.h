@@ -15195,7 +15195,7 @@ typedef struct tfm__param {
     tfm__slab *slab; /* in which block lies; NULL: alone */
     int shared;      /* block has lain in a slab: never again, so that slabs hold no more than each parameter once */
     int64_t held;  /* bytes of data or panels */
-    int weight;    /* a layer multiplies with it: tfm_params_prepare packs it */
+    int weight;    /* a layer multiplies with it, so it is a matrix of floats: tfm_params_prepare packs it */
     int foreign;   /* data is not ours: never written, never freed */
     int writing;   /* between write_begin and write_end; tensor.generation is 2 then: tfm_copy and tfm_set may write */
     char name[1];  /* continues behind the record */
@@ -15302,7 +15302,7 @@ static int64_t tfm__panel_bytes(const tfm_tensor *t) {
 static int tfm__param_packs(const tfm__param *q) {
     const tfm_tensor *t = &q->tensor;
     int64_t plain, packed;
-    if (!q->weight || t->ndim != 2 || !tfm__is_float(t->dtype) || t->requires_grad || !tfm_numel(t)) return 0;
+    if (!q->weight || t->requires_grad) return 0;
     plain = t->bytes;
     packed = tfm__panel_bytes(t);
     return packed - plain <= plain / 10 || packed - plain <= 4096;
@@ -15477,18 +15477,17 @@ static void *tfm__params_memory(tfm_ctx *c, tfm_params *p, int64_t bytes) {
     return (char *)kept + head;
 }
 
-/* Rows of t as they lie plain. In panels the 16 elements of one column are neighbours. */
-static void tfm__param_rows(const tfm_tensor *t, int64_t row, int64_t rows, void *destination) {
+/* The elements of t as they lie plain. In panels the 16 elements of one column are neighbours. */
+static void tfm__param_plain(const tfm_tensor *t, void *destination) {
     const size_t size = (size_t)tfm_dtype_size(t->dtype);
-    const int64_t n = t->ndim ? (t->shape[0] ? tfm_numel(t) / t->shape[0] : 0) : 1;
+    const int64_t n = t->shape[1];
     char *to = (char *)destination;
     int64_t r, k;
-    if (!rows || !n) return;
     if (t->layout != TFM_PANELS) {
-        memcpy(to, (const char *)t->data + (size_t)(row * n) * size, (size_t)(rows * n) * size);
+        memcpy(to, t->data, (size_t)t->bytes);
         return;
     }
-    for (r = row; r < row + rows; r++) {
+    for (r = 0; r < t->shape[0]; r++) {
         const char *from = (const char *)t->panels + (size_t)(r / TFM__PANEL * TFM__PANEL * n + r % TFM__PANEL) * size;
         if (size == 4)
             for (k = 0; k < n; k++, to += 4) memcpy(to, from + k * TFM__PANEL * 4, 4);
@@ -15605,7 +15604,7 @@ static tfm_status tfm__param_unpack(tfm_ctx *c, tfm__param *q) {
     }
     block = q->store->sizes_only ? NULL : tfm__params_block(c, q->store, bytes, 1);
     if (!block && !q->store->sizes_only) return TFM_OOM;
-    if (block) tfm__param_rows(&q->tensor, 0, q->tensor.ndim ? q->tensor.shape[0] : 1, block);
+    if (block) tfm__param_plain(&q->tensor, block);
     tfm__param_planned(c, q, bytes);
     tfm__param_replace(q, block, bytes, TFM_STRIDED);
     return TFM_OK;
@@ -15623,9 +15622,8 @@ static tfm_status tfm__params_each(tfm_ctx *c, tfm_params *p, const char *who,
     int64_t i;
     if (!tfm__begin(c)) return tfm__status(c);
     if (tfm__params_usable(c, p, who)) {
-        for (i = 0; i < p->count && !tfm__failed(c); i++) {
+        for (i = 0; i < p->count; i++)
             if (!tfm__param_idle(c, who, p->list[i]) || act(c, p->list[i]) != TFM_OK) break;
-        }
         p->slab = NULL;
     }
     return tfm__end(c);
@@ -17844,7 +17842,7 @@ TFM_API tfm_tensor *tfm_transformer_decode(tfm_ctx *c, const tfm_transformer *mo
 
 /* Layers of the stack that generates; 0: this model cannot. */
 static TFM__UNUSED int64_t tfm__transformer_layers(const tfm_transformer *t) {
-    return t->config.kind == TFM_ENCODER_ONLY ? 0 : t->config.decoder_layers;
+    return t->config.decoder_layers;
 }
 
 static TFM__UNUSED int64_t tfm__transformer_outputs(const tfm_transformer *t) {
@@ -17857,7 +17855,7 @@ static void tfm__transformer_caches(const tfm_transformer_config *config, int64_
                                     tfm_cache_options *cross) {
     memset(self, 0, sizeof(*self));
     self->dtype = dtype;
-    self->layers = config->kind == TFM_ENCODER_ONLY ? 0 : config->decoder_layers;
+    self->layers = config->decoder_layers;
     self->batch = batch;
     self->heads = config->block.kv_heads;
     self->key_size = self->value_size = config->block.head_size;
@@ -18414,7 +18412,7 @@ static void tfm__feed_undo(tfm_session *s) {
     int64_t layer, b;
     for (layer = 0; layer < s->self->layers; layer++)
         for (b = 0; b < s->batch; b++)
-            s->self->length[layer * s->batch + b] = tfm__min64(s->self->length[layer * s->batch + b], s->before[b]);
+            s->self->length[layer * s->batch + b] = s->before[b];
 }
 
 /* Zeros for the logits of ids that are not there: rows (B * per_row, outputs), of which the first counts[b] of each
@@ -18735,10 +18733,9 @@ static int tfm__generator_prompts(tfm__generator *g, const tfm_prompt *prompts, 
     }
     if (!ids || !counts || !take) return 0;
     for (begin = 0; begin < longest; begin += chunk) {
-        memset(ids, 0, (size_t)room);
-        for (b = 0; b < g->rows; b++) {
+        for (b = 0; b < g->rows; b++) { /* behind the counts stand ids of before, as good as others */
             counts[b] = tfm__max64(0, tfm__min64(prompts[b].count - begin, chunk));
-            take[b] = counts[b] && begin + counts[b] == prompts[b].count;
+            take[b] = counts[b] > 0; /* of its chunks the last stays */
             for (i = 0; i < counts[b]; i++) ids[b * chunk + i] = prompts[b].ids[begin + i];
         }
         if (!tfm__generator_feed(g, ids, counts, chunk, take)) return 0;
@@ -18831,7 +18828,7 @@ static int tfm__generator_take(tfm__generator *g, int64_t b, int64_t id, float l
     int64_t ready = 0, length = 0, stop;
     r->ids[r->prompt + r->count] = id;
     r->log_probabilities[r->count++] = log_probability;
-    if (r->count == r->limit) r->reason = o->max_new && r->count == o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY;
+    if (r->count == r->limit) r->reason = r->count == o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY;
     if (tfm__id_among(id, o->stop_ids, o->stop_id_count)) r->reason = TFM_STOP_ID;
     if (o->piece && !g->c->dry) {
         const char *text = r->reason == TFM_STOP_ID ? NULL : o->piece(o->piece_user, previous, id, &length);
@@ -18916,7 +18913,7 @@ static int tfm__prompts_ok(tfm_ctx *c, const char *who, const tfm_session *s, co
         tfm__fail(c, TFM_INVALID, "%s: session, prompts or out is NULL", who);
         return 0;
     }
-    if (count < 1 || rows != s->batch) {
+    if (rows != s->batch) {
         tfm__fail(c, TFM_INVALID, "%s: %lld prompts need %lld rows, the session has %lld", who, (long long)count,
                   (long long)rows, (long long)s->batch);
         return 0;
@@ -20301,7 +20298,7 @@ static int tfm__rules_ok(tfm_ctx *c, const tfm_load_options *o) {
         else if (tfm__count_stars(r->from) > TFM__STARS_MOST) why = "from has more than 8 *";
         else if (r->kind != TFM_RULE_SKIP && tfm__count_stars(r->to) > tfm__count_stars(r->from))
             why = "to has more * than from";
-        else if ((tfm__rule_joins(r) || tfm__rule_splits(r)) && (r->parts < 1 || r->index < 0 || r->index >= r->parts))
+        else if ((tfm__rule_joins(r) || tfm__rule_splits(r)) && (r->index < 0 || r->index >= r->parts))
             why = "index is not in [0, parts)";
         if (why) {
             tfm__fail(c, TFM_INVALID, "tfm_params_load: rule %lld (\"%.100s\"): %s", (long long)i,
@@ -21470,7 +21467,6 @@ static int64_t tfm__merge_all(tfm__merger *m, int64_t count) {
         m->ids[right] = -1;
         m->next[best.left] = m->next[right];
         if (m->next[right] >= 0) m->previous[m->next[right]] = best.left;
-        m->next[right] = -1;
         tfm__merge_offer(m, m->previous[best.left]);
         tfm__merge_offer(m, best.left);
     }
@@ -21610,7 +21606,7 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
     text.c = c;
     if (!t || count < 0 || (count && !ids))
         tfm__fail(c, TFM_INVALID, "tfm_tokenizer_decode: tokenizer or ids is NULL, or count negative");
-    tfm__text_bytes(&text, "", 0);
+    tfm__text_bytes(&text, "", 0); /* none is a text, too */
     for (i = 0; i < count && !tfm__failed(c); i++) {
         const char *piece;
         if (ids[i] < 0 || ids[i] >= t->size) {
@@ -21627,7 +21623,7 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
         }
     }
     tfm__release(c);
-    return tfm__failed(c) ? NULL : text.s ? text.s : "";
+    return tfm__failed(c) ? NULL : text.s;
 }
 
 /* -- from files ---------------------------------------------------------------------------------------------------- */
