@@ -386,6 +386,7 @@ Test(mha, configurations_that_cannot_be_are_refused) {
     tfm_params *p = tfm_params_create(c);
     tfm_mha l;
     tfm_mha_config g;
+    int i;
     memset(&g, 0, sizeof g);
     assert_init_refused(c, tfm_mha_init(c, p, "m", &g, &l), "d_model is 0");
     g.d_model = 10;
@@ -406,11 +407,28 @@ Test(mha, configurations_that_cannot_be_are_refused) {
     g.kdim = -1;
     assert_init_refused(c, tfm_mha_init(c, p, "m", &g, &l), "kdim");
     g.kdim = 0;
+    g.kv_heads = -1;
+    assert_init_refused(c, tfm_mha_init(c, p, "m", &g, &l), "kv_heads -1");
+    g.kv_heads = 0;
+    for (i = 0; i < 4; i++) {
+        tfm_mha_config large = g;
+        *(i == 0 ? &large.heads : i == 1 ? &large.d_model : i == 2 ? &large.kdim : &large.vdim) = INT64_MAX / 4;
+        assert_init_refused(c, tfm_mha_init(c, p, "m", &large, &l), "too large");
+    }
     assert_init_refused(c, tfm_mha_init(c, p, NULL, &g, &l), "prefix is NULL");
     assert_init_refused(c, tfm_mha_init(c, p, "m", NULL, &l), "config is NULL");
     assert_init_refused(c, tfm_mha_init(c, NULL, "m", &g, &l), "parameters are NULL");
     cr_assert_eq(tfm_params_count(p), 0); /* nothing was made on the way */
     assert_ok(c, tfm_mha_init(c, p, "m", &g, &l));
+    cr_assert(l.in_proj_weight && l.in_proj_bias && l.out_proj.bias);
+    g.no_out_bias = 1;
+    g.kdim = 7;
+    assert_ok(c, tfm_mha_init(c, p, "keys", &g, &l));
+    cr_assert(l.q_proj_weight && !l.in_proj_weight && l.in_proj_bias && !l.out_proj.bias);
+    g.kdim = 0;
+    g.vdim = 7;
+    assert_ok(c, tfm_mha_init(c, p, "values", &g, &l));
+    cr_assert(l.v_proj_weight && !l.in_proj_weight && l.v_proj_weight->shape[1] == 7 && l.k_proj_weight->shape[1] == 10);
     tfm_params_destroy(p);
     tfm_destroy(c);
 }

@@ -332,6 +332,7 @@ Test(transformer, configurations_that_cannot_be_are_refused) {
     tfm_params *p = tfm_params_create(c);
     tfm_transformer t;
     tfm_transformer_config g = small(TFM_ENCODER_DECODER, TFM_POSITION_NONE);
+    int kind, buckets;
     g.kind = 3;
     assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "unknown kind");
     g = small(TFM_ENCODER_DECODER, 7);
@@ -356,12 +357,124 @@ Test(transformer, configurations_that_cannot_be_are_refused) {
     g = small(TFM_ENCODER_ONLY, TFM_POSITION_RELATIVE);
     g.relative_max_distance = 65537; /* what a mask refuses, too */
     assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "relative_max_distance exceeds 65536");
+    g = small(TFM_ENCODER_ONLY, 0);
+    g.shared_embedding = 1;
+    assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "shared_embedding is for encoder-decoders");
+    g = small(TFM_ENCODER_ONLY, 0);
+    g.target_features = 5;
+    assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "has no target_features");
+    g = small(TFM_DECODER_ONLY, 0);
+    g.target_features = 5;
+    assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "target_vocab and target_features exclude");
+    g = small(TFM_DECODER_ONLY, 0);
+    g.tied_head = g.no_head = 1;
+    assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "tied_head needs");
+    g = small(TFM_DECODER_ONLY, TFM_POSITION_LEARNED);
+    g.position_start = 20;
+    assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "position_start leaves none");
+    for (buckets = 2; buckets <= 7; buckets += 5) {
+        g = small(TFM_DECODER_ONLY, TFM_POSITION_RELATIVE);
+        g.relative_buckets = buckets;
+        assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "must be even and at least 4");
+    }
+    for (kind = TFM_ENCODER_DECODER; kind <= TFM_DECODER_ONLY; kind++) {
+        g = small(kind, TFM_POSITION_RELATIVE);
+        g.relative_buckets = 16;
+        g.relative_max_distance = kind == TFM_ENCODER_ONLY ? 4 : 8;
+        assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "relative_max_distance must be more");
+    }
     g = small(TFM_DECODER_ONLY, TFM_POSITION_ROTARY);
     g.block.d_model = 20;
     g.block.heads = 4; /* heads of 5 */
     assert_init_refused(c, tfm_transformer_init(c, p, "", &g, &t), "odd number of dims");
     cr_assert_eq(tfm_params_count(p), 0);
-    memset(&g, 0, sizeof g);
+    g = small(TFM_ENCODER_ONLY, TFM_POSITION_RELATIVE); /* and what is one more is fine */
+    g.relative_buckets = 16;
+    g.relative_max_distance = 5;
+    assert_ok(c, tfm_transformer_init(c, p, "encoder", &g, &t));
+    g = small(TFM_DECODER_ONLY, TFM_POSITION_LEARNED);
+    g.position_start = 19;
+    assert_ok(c, tfm_transformer_init(c, p, "decoder", &g, &t));
+    tfm_params_destroy(p);
+    tfm_destroy(c);
+}
+
+/* The standard deviation of a parameter, whose mean is near 0. */
+static double deviation_of(tfm_ctx *c, const tfm_tensor *t) {
+    float *x = test_floats(c, t);
+    const int64_t n = tfm_numel(t);
+    double sum = 0;
+    int64_t i;
+    for (i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    free(x);
+    return sqrt(sum / (double)n);
+}
+
+/* N(0, 1), but N(0, 1/d) where sqrt(d) or the head multiply the table; a head's table is packed, another is not. */
+Test(transformer, embeddings_are_made_for_what_they_are_used_for) {
+    static const struct {
+        int kind, tied, shared, scaled;
+        int narrow[2], packed[2];      /* source, target */
+    } table[] = {
+        {TFM_ENCODER_DECODER, 0, 0, 0, {0, 0}, {0, 0}}, {TFM_ENCODER_DECODER, 0, 0, 1, {1, 1}, {0, 0}},
+        {TFM_ENCODER_DECODER, 1, 0, 0, {0, 1}, {0, 1}}, {TFM_ENCODER_DECODER, 1, 1, 0, {1, 1}, {1, 1}},
+        {TFM_ENCODER_DECODER, 0, 1, 0, {0, 0}, {0, 0}}, {TFM_ENCODER_ONLY, 1, 0, 0, {1, 1}, {1, 1}},
+        {TFM_DECODER_ONLY, 1, 0, 0, {1, 1}, {1, 1}},
+    };
+    tfm_ctx *c = context_of(1);
+    size_t i;
+    for (i = 0; i < sizeof table / sizeof table[0]; i++) {
+        tfm_params *p = tfm_params_create(c);
+        tfm_transformer_config g = small(table[i].kind, TFM_POSITION_NONE);
+        tfm_transformer t;
+        int side;
+        g.block.d_model = 64;
+        g.source_vocab = table[i].kind == TFM_DECODER_ONLY ? 0 : 160;
+        g.target_vocab = table[i].kind == TFM_ENCODER_ONLY || table[i].shared ? 0 : 176;
+        g.tied_head = table[i].tied;
+        g.shared_embedding = table[i].shared;
+        g.scale_embedding = table[i].scaled;
+        assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
+        if (g.tied_head)
+            cr_assert(t.generator.weight == (table[i].kind == TFM_ENCODER_ONLY ? t.source_embedding.weight
+                                                                               : t.target_embedding.weight));
+        assert_ok(c, tfm_params_prepare(c, p));
+        for (side = 0; side < 2; side++) {
+            const tfm_tensor *w = side ? t.target_embedding.weight : t.source_embedding.weight;
+            if (!w) continue;
+            cr_assert_float_eq(deviation_of(c, w), table[i].narrow[side] ? 0.125 : 1.0,
+                               table[i].narrow[side] ? 0.01 : 0.05, "%d, side %d: %g", (int)i, side, deviation_of(c, w));
+            cr_assert_eq(w->layout, table[i].packed[side] ? TFM_PANELS : TFM_STRIDED, "%d, side %d", (int)i, side);
+        }
+        tfm_params_destroy(p);
+    }
+    tfm_destroy(c);
+}
+
+/* What a block is configured to begin with, or to lack; slopes that were loaded stay. */
+Test(transformer, parameters_begin_as_they_are_configured) {
+    static const float slopes[4] = {1, 2, 3, 4};
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_transformer_config g = small(TFM_DECODER_ONLY, TFM_POSITION_ALIBI);
+    tfm_transformer t;
+    const float *w;
+    int64_t i;
+    set_param(c, p, tfm_params_add(c, p, "alibi_slopes", TFM_F32, TFM_SHAPE(4)) ? "alibi_slopes" : "",
+              tfm_from(c, TFM_F32, TFM_SHAPE(4), slopes));
+    assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
+    cr_assert_eq(((const float *)t.alibi->data)[3], 4.0f);
+    w = (const float *)t.encoder.layers[0].norm1.weight->data;
+    for (i = 0; i < 24; i++) cr_assert_eq(w[i], 1.0f);
+    w = (const float *)t.encoder.layers[0].feed_forward.linear1.bias->data;
+    for (i = 0; i < 40; i++) cr_assert(fabs((double)w[i]) <= 1 / sqrt(24.0));
+    g.block.norm = TFM_RMS_NORM;
+    g.block.norm_weight_offset = 1;
+    assert_ok(c, tfm_transformer_init(c, p, "gemma", &g, &t));
+    w = (const float *)t.encoder.layers[0].norm1.weight->data;
+    for (i = 0; i < 24; i++) cr_assert_eq(w[i], 0.0f);
+    cr_assert_null(t.encoder.layers[0].norm1.bias);
+    cr_assert_not_null(t.encoder.layers[0].self_attn.in_proj_bias);
     tfm_params_destroy(p);
     tfm_destroy(c);
 }
