@@ -11,7 +11,8 @@ static tfm_ctx *counted_context(test_memory *m) {
 }
 
 Test(params, are_ordered_and_found_by_name) {
-    tfm_ctx *c = context_of(1);
+    test_memory m = test_memory_new(); /* which is full of garbage */
+    tfm_ctx *c = counted_context(&m);
     tfm_params *p = tfm_params_create(c);
     char name[32];
     int i;
@@ -732,13 +733,16 @@ Test(params, a_store_of_a_measurement_has_no_values) {
     tfm_params *p, *real = tfm_params_create(c);
     tfm_linear_layer l, unmade;
     tfm_memory memory;
+    assert_made(c, tfm_params_add(c, real, "w", TFM_F32, TFM_SHAPE(4)));
     tfm_measure_begin(c);
     p = tfm_params_create(c);
     assert_ok(c, tfm_linear_init(c, p, "l", 1000000, 1000000, 1, &l)); /* 4 TB */
     cr_assert_eq(tfm_params_bytes(p), (int64_t)4000004000000);
     assert_made(c, tfm_linear_forward(c, &l, tfm_empty(c, TFM_F32, TFM_SHAPE(1, 1000000))));
     assert_verb_refused(c, tfm_linear_init(c, real, "l", 4, 4, 1, &unmade), TFM_INVALID);
+    assert_refused(c, tfm_params_write_begin(c, real, "w"), TFM_INVALID);
     assert_ok(c, tfm_measure_end(c, &memory));
+    assert_made(c, tfm_params_write_begin(c, real, "w"));
     cr_assert(memory.held_peak >= (int64_t)4000004000000, "%lld",
               (long long)memory.held_peak); /* a program's parameters count */
     assert_refused(c, tfm_linear_forward(c, &l, tfm_ones(c, TFM_SHAPE(1, 1000000))), TFM_INVALID);
