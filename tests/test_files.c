@@ -1013,7 +1013,8 @@ static void expect_parameter(loaded l, const char *name, int64_t rows, int64_t c
 static const float rows_0[] = {0, 1, 2, 3, 4, 5}, rows_6[] = {6, 7, 8, 9, 10, 11}, rows_12[] = {12, 13},
                    columns_0[] = {0, 3, 1, 4, 2, 5}, both[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11},
                    both_columns[] = {0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11},
-                   mixed[] = {6, 9, 7, 10, 8, 11, 0, 3, 1, 4, 2, 5};
+                   mixed[] = {6, 9, 7, 10, 8, 11, 0, 3, 1, 4, 2, 5},
+                   behind[] = {6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5};
 
 Test(rules, without_rules_names_stay) {
     loaded l = load_with(NULL, 0, TFM_OK);
@@ -1094,6 +1095,7 @@ Test(rules, transpose_concat_split) {
     static const tfm_rule split[] = {{TFM_RULE_SPLIT, "x.a", "low", 1, 2}, {TFM_RULE_SPLIT, "x.a", "high", 0, 2}};
     static const tfm_rule thirds[] = {{TFM_RULE_SPLIT_TRANSPOSE, "x.a", "one", 0, 3},
                                       {TFM_RULE_SPLIT_TRANSPOSE, "x.a", "three", 2, 3}};
+    static const tfm_rule swapped[] = {{TFM_RULE_CONCAT, "x.b", "ab", 0, 2}, {TFM_RULE_CONCAT, "x.a", "ab", 1, 2}};
     static const tfm_rule decided[] = {{TFM_RULE_SPLIT, "x.a", "low", 1, 2}, {TFM_RULE_RENAME, "x.a", "other", 0, 0},
                                        {TFM_RULE_SPLIT, "x.a", "high", 0, 2}, {TFM_RULE_RENAME, "x.b", "b", 0, 0},
                                        {TFM_RULE_SPLIT, "x.b", "c", 0, 2}};
@@ -1119,6 +1121,9 @@ Test(rules, transpose_concat_split) {
         l = load_with(thirds, 2, TFM_OK);
         expect_parameter(l, "one", 1, 2, columns_0);
         expect_parameter(l, "three", 1, 2, columns_0 + 4);
+        unload(l);
+        l = load_with(swapped, 2, TFM_OK); /* which do not follow each other in the file */
+        expect_parameter(l, "ab", 4, 3, behind);
         unload(l);
         l = load_with(decided, 5, TFM_OK); /* the first row decides; rows that split name one source together */
         cr_expect_eq(tfm_params_count(l.p), 4);
@@ -1154,6 +1159,7 @@ Test(rules, shapes_dtypes_and_names_have_their_limits) {
     static const char scalars[] = "{\"a\":" INFO("U8", "[]", 0, 1) ",\"b\":" INFO("U8", "[]", 1, 2) "}";
     static const char mixed[] = "{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("I8", "[2]", 2, 4) "}";
     static const char both[] = "{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[2]", 2, 4) "}";
+    static const char flat[] = "{\"a\":" INFO("U8", "[2]", 0, 2) ",\"b\":" INFO("U8", "[2,0]", 2, 2) "}";
     static const char many[] = "{\"a.b.c.d.e.f.g.h.i\":" INFO("U8", "[1]", 0, 1) "}";
     static const tfm_rule turn = {TFM_RULE_TRANSPOSE, "a", "t", 0, 0}, cut = {TFM_RULE_SPLIT, "a", "s", 0, 1};
     static const tfm_rule join[] = {{TFM_RULE_CONCAT, "a", "ab", 0, 2}, {TFM_RULE_CONCAT, "b", "ab", 1, 2}};
@@ -1168,6 +1174,7 @@ Test(rules, shapes_dtypes_and_names_have_their_limits) {
     cr_expect_eq(load_own(scalars, 2, join, 2, "cannot be joined"), TFM_INVALID);
     cr_expect_eq(load_own(scalars, 2, &cut, 1, "cannot be split"), TFM_INVALID);
     cr_expect_eq(load_own(mixed, 4, join, 2, "cannot be joined"), TFM_INVALID);
+    cr_expect_eq(load_own(flat, 2, join, 2, "cannot be joined"), TFM_INVALID);
     cr_expect_eq(load_own(both, 4, join, 2, NULL), TFM_OK);
     cr_expect_eq(load_own(both, 4, uneven, 2, "is made of 2 parts"), TFM_INVALID);
     cr_expect_eq(load_own(both, 4, half, 1, "both become 'b'"), TFM_INVALID);

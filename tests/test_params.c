@@ -833,6 +833,7 @@ Test(params, of_a_measurement_are_refused_wherever_values_are_read) {
         const tfm_tensor *list[2], *ids, *w, *b, *counts;
         tfm_tensor *x = tfm_ones(c, TFM_SHAPE(3, 64)), *id;
         float out[64 * 64];
+        void *file;
         memset(&g, 0, sizeof g);
         g.kind = TFM_DECODER_ONLY;
         g.decoder_layers = 1;
@@ -851,6 +852,7 @@ Test(params, of_a_measurement_are_refused_wherever_values_are_read) {
         assert_made(c, tfm_linear(c, x, l.weight, l.bias, TFM_ACT_NONE));
         assert_ok(c, tfm_read(c, l.weight, out, 64 * 64));
         assert_ok(c, tfm_measure_end(c, &memory));
+        file = malloc((size_t)tfm_params_saved_size(p));
         list[0] = list[1] = w = l.weight;
         b = l.bias;
         x = tfm_ones(c, TFM_SHAPE(3, 64));
@@ -872,6 +874,10 @@ Test(params, of_a_measurement_are_refused_wherever_values_are_read) {
         assert_verb_refused(c, tfm_read(c, w, out, 64 * 64), TFM_INVALID);
         assert_verb_refused(c, tfm_print(c, stdout, w), TFM_INVALID);
         assert_verb_refused(c, tfm_save_tensors(c, "nothing.safetensors", names, list, 1), TFM_INVALID);
+        assert_verb_refused(c, tfm_params_save(c, p, "nothing.safetensors"), TFM_INVALID);
+        cr_assert_not_null(file);
+        assert_verb_refused(c, tfm_params_save_memory(c, p, file, tfm_params_saved_size(p)), TFM_INVALID);
+        free(file);
         assert_refused(c, tfm_session_create(c, &t, NULL), TFM_INVALID);
         assert_refused(c, tfm_session_feed(c, s, id, NULL), TFM_INVALID);
         assert_refused(c, tfm_session_feed(c, s, id, counts), TFM_INVALID);
