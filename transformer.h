@@ -350,9 +350,9 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
  * as if nothing had run before; without the store's records, a few hundred bytes a parameter, and without the panels
  * that tfm_params_prepare fills before the plain form goes, 32 MiB or one weight at a time). Any model code can be
  * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
- * made in between have sizes but no values, and are of use until measure_end only. Appends to a cache made before leave
- * it as it is, and attention in between counts their keys. Rows of a profile are not counted. A measurement cannot be
- * nested. */
+ * made in between have sizes but no values, and are of use until measure_end only. A cache made before stays as it is;
+ * attention over it and forks of it see the lengths that appending (counts are not looked at), cutting and sliding
+ * would have left. Rows of a profile are not counted. A measurement cannot be nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
@@ -1885,6 +1885,7 @@ struct tfm_ctx {
     tfm__pin real_pin;
     uint64_t real_stream, real_seed;
     tfm_marker dry_mark;
+    double dry_begun;
 
     uint64_t seed, stream;
 
@@ -7540,6 +7541,7 @@ TFM_API void tfm_measure_begin(tfm_ctx *c) {
         c->pin.on = 0;
         c->dry_address = TFM__DRY_ADDRESS;
         c->dry_mark = tfm__mark(c);
+        c->dry_begun = tfm__now();
         c->dry = 1;
     }
     tfm__release(c);
@@ -13944,8 +13946,10 @@ struct tfm_cache {
     int64_t size;                          /* bytes of an element */
     int64_t key_head, value_head;          /* bytes of one head's keys, values */
     int64_t *length, *start;               /* [layers][batch]; start: position of the last append's first key */
-    /* [layers]: positions that appends of a dry run (its arena's tag) would have added to this real cache */
-    int64_t *more, measured;
+    int64_t *planned;                      /* [layers][batch]: lengths that a dry run would have left this real cache */
+    /* which one: its arena's tag, and when it began, for a later context may lie where one lay and have its tags */
+    int64_t measured;
+    double measured_at;
     char *keys, *values;
 };
 
@@ -13998,10 +14002,26 @@ static void tfm__cache_value_row(const tfm_cache *cache, char *values, int64_t p
     }
 }
 
-static int64_t tfm__cache_longest(const tfm_cache *cache, int64_t layer) {
-    int64_t longest = 0, b;
-    for (b = 0; b < cache->batch; ++b) longest = tfm__max64(longest, cache->length[tfm__cache_at(cache, layer, b)]);
-    return longest;
+/* 1: the dry run under way has a plan for this real cache. */
+static int tfm__cache_planned(const tfm_ctx *c, const tfm_cache *cache) {
+    return c->dry && !cache->dry && cache->measured == c->arena.tag && cache->measured_at == c->dry_begun;
+}
+
+/* Lengths [layers][batch] as the calls so far leave them; in a dry run over a real cache, which stays as it is, as they
+ * would. */
+static const int64_t *tfm__cache_held(const tfm_ctx *c, const tfm_cache *cache) {
+    return tfm__cache_planned(c, cache) ? cache->planned : cache->length;
+}
+
+/* The same, for a verb to change. */
+static int64_t *tfm__cache_lengths(const tfm_ctx *c, tfm_cache *cache) {
+    if (!c->dry || cache->dry) return cache->length;
+    if (!tfm__cache_planned(c, cache)) {
+        memcpy(cache->planned, cache->length, (size_t)(cache->layers * cache->batch) * sizeof(int64_t));
+        cache->measured = c->arena.tag;
+        cache->measured_at = c->dry_begun;
+    }
+    return cache->planned;
 }
 
 /* -- create, destroy ----------------------------------------------------------------------------------------------- */
@@ -14029,7 +14049,7 @@ static const char *tfm__cache_plan(const tfm_cache_options *options, tfm_cache *
     cache->value_size = options->value_size ? options->value_size : options->key_size;
     cache->capacity = options->capacity;
     cache->size = tfm_dtype_size(options->dtype);
-    /* of each row: length, start, at most one of more, and what the struct takes */
+    /* of each row: length, start, planned, and what the struct takes */
     if (cache->capacity > INT64_MAX / 4
         || !tfm__mul(tfm__round_up(cache->capacity, TFM__KEY_PANEL), cache->key_size * cache->size, &cache->key_head)
         || !tfm__mul(cache->value_size > TFM__KEY_PANEL ? tfm__round_up(cache->capacity, TFM__BLOCK_KEYS)
@@ -14042,9 +14062,9 @@ static const char *tfm__cache_plan(const tfm_cache_options *options, tfm_cache *
     return NULL;
 }
 
-/* Bytes of length, start and more, which lie behind the struct. */
-static int64_t tfm__cache_lengths(const tfm_cache *cache) {
-    return (cache->layers * cache->batch * 2 + cache->layers) * (int64_t)sizeof(int64_t);
+/* Bytes of length, start and planned, which lie behind the struct. */
+static int64_t tfm__cache_numbers(const tfm_cache *cache) {
+    return cache->layers * cache->batch * 3 * (int64_t)sizeof(int64_t);
 }
 
 TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options) {
@@ -14052,11 +14072,11 @@ TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options) {
     int64_t bytes[2], all;
     if (!options || tfm__cache_plan(options, &cache, bytes)) return -1;
     return tfm__add(bytes[0], bytes[1], &all)
-        && tfm__add(all, tfm__cache_lengths(&cache) + (int64_t)sizeof(tfm_cache), &all) ? all : -1;
+        && tfm__add(all, tfm__cache_numbers(&cache) + (int64_t)sizeof(tfm_cache), &all) ? all : -1;
 }
 
 TFM_API void tfm_cache_reset(tfm_cache *cache) {
-    if (cache) memset(cache->length, 0, (size_t)tfm__cache_lengths(cache));
+    if (cache) memset(cache->length, 0, (size_t)tfm__cache_numbers(cache));
 }
 
 TFM_API void tfm_cache_destroy(tfm_cache *cache) {
@@ -14079,14 +14099,14 @@ static tfm_cache *tfm__cache_make(tfm__op *o, const tfm_cache_options *options) 
                   (long long)options->key_size, (long long)options->value_size, (long long)options->capacity);
         return NULL;
     }
-    cache = (tfm_cache *)tfm__alloc_shared(o->c, (int64_t)sizeof(tfm_cache) + tfm__cache_lengths(&plan), 0);
+    cache = (tfm_cache *)tfm__alloc_shared(o->c, (int64_t)sizeof(tfm_cache) + tfm__cache_numbers(&plan), 0);
     if (!cache) return NULL;
     *cache = plan;
     cache->allocator = o->c->allocator;
     cache->dry = o->c->dry;
     cache->length = (int64_t *)(void *)(cache + 1);
     cache->start = cache->length + plan.layers * plan.batch;
-    cache->more = cache->start + plan.layers * plan.batch;
+    cache->planned = cache->start + plan.layers * plan.batch;
     cache->measured = 0;
     tfm_cache_reset(cache);
     /* one block: the larger it is, the more of it lies in large pages (keys end on a line) */
@@ -14135,17 +14155,10 @@ static int tfm__cache_check(tfm__op *o, const tfm_cache *cache, int64_t layer) {
     return 0;
 }
 
-/* 1: a verb may change it. A real cache is left as it is in a dry run, which knows of the verbs before only what
- * appends would have added, and so not how full the cache would be. */
+/* 1: a verb may change it. In a dry run a real cache stays as it is, and its plan changes: by all that an append may
+ * add, for counts are not known, and so neither is how full it would be. */
 static int tfm__cache_writes(const tfm__op *o, const tfm_cache *cache) {
     return o->run || cache->dry;
-}
-
-/* Counts an append of a dry run to a real cache. */
-static void tfm__cache_measure(const tfm_ctx *c, tfm_cache *cache, int64_t layer, int64_t count) {
-    if (cache->measured != c->arena.tag) memset(cache->more, 0, (size_t)cache->layers * sizeof(int64_t));
-    cache->measured = c->arena.tag;
-    cache->more[layer] = tfm__min64(cache->more[layer] + count, cache->capacity);
 }
 
 /* -- append -------------------------------------------------------------------------------------------------------- */
@@ -14267,7 +14280,7 @@ TFM_API tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer,
                                     const tfm_tensor *v, const tfm_tensor *counts) {
     tfm__op o;
     tfm__cache_job a;
-    int64_t row;
+    int64_t row, *length;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_APPEND, 2, k, v)) return tfm__refused(c);
     if (!tfm__optional(&o, "counts", counts) || !tfm__cache_check(&o, cache, layer)
         || !tfm__cache_check_append(&o, cache, layer, k, v, counts)) {
@@ -14286,13 +14299,12 @@ TFM_API tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer,
                                                                      + cache->value_size) * cache->size);
     if (o.run && a.most > 0) tfm__for(c, cache->batch * cache->heads, 1, o.bytes, tfm__cache_append_task, &a);
     o.whole = !tfm__cancelled(c); /* all rows or none */
-    for (row = 0; tfm__cache_writes(&o, cache) && o.whole && row < cache->batch; ++row) {
+    length = tfm__cache_lengths(c, cache);
+    for (row = 0; o.whole && row < cache->batch; ++row) {
         const int64_t at = tfm__cache_at(cache, layer, row);
-        cache->start[at] = cache->length[at];
-        cache->length[at] = tfm__min64(cache->length[at] + tfm__cache_count(o.run ? counts : NULL, row, a.most),
-                                       cache->capacity);
+        if (tfm__cache_writes(&o, cache)) cache->start[at] = length[at];
+        length[at] = tfm__min64(length[at] + tfm__cache_count(o.run ? counts : NULL, row, a.most), cache->capacity);
     }
-    if (!tfm__cache_writes(&o, cache)) tfm__cache_measure(c, cache, layer, a.most);
     return tfm__leave_status(&o);
 }
 
@@ -14303,6 +14315,8 @@ TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const 
     tfm_attention_options none;
     tfm__op o;
     tfm__attn a;
+    const int64_t *held;
+    int64_t b;
     memset(&none, 0, sizeof none);
     memset(&a, 0, sizeof a);
     if (!tfm__enter(c, &o, TFM__OP_ATTENTION_CACHED, 1, q)) return NULL;
@@ -14316,10 +14330,8 @@ TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const 
     a.heads = q->shape[1];
     a.kv_heads = cache->heads;
     a.queries = q->shape[2];
-    a.keys = tfm__cache_longest(cache, layer);
-    if (!tfm__cache_writes(&o, cache) && cache->measured == c->arena.tag) {
-        a.keys = tfm__min64(a.keys + cache->more[layer], cache->capacity);
-    }
+    held = tfm__cache_held(c, cache) + tfm__cache_at(cache, layer, 0);
+    for (b = 0; b < cache->batch; ++b) a.keys = tfm__max64(a.keys, held[b]);
     a.key_size = cache->key_size;
     a.value_size = cache->value_size;
     a.q = tfm__attn_operand_of(q);
@@ -14334,15 +14346,14 @@ TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const 
     a.value.stride[2] = cache->value_size;
     a.value.stride[3] = 1;
     a.panels = 1;
-    return tfm__attn_make(&o, &a, options ? options : &none, cache->length + tfm__cache_at(cache, layer, 0),
-                          cache->start + tfm__cache_at(cache, layer, 0));
+    return tfm__attn_make(&o, &a, options ? options : &none, held, cache->start + tfm__cache_at(cache, layer, 0));
 }
 
 /* -- shorten and shift --------------------------------------------------------------------------------------------- */
 
 TFM_API tfm_status tfm_cache_truncate(tfm_ctx *c, tfm_cache *cache, int64_t row, int64_t length) {
     tfm__op o;
-    int64_t layer, b;
+    int64_t layer, b, *held;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_TRUNCATE, 0)) return tfm__refused(c);
     o.whole = 1;
     if (!tfm__cache_check(&o, cache, 0)) return tfm__refused(c);
@@ -14351,11 +14362,12 @@ TFM_API tfm_status tfm_cache_truncate(tfm_ctx *c, tfm_cache *cache, int64_t row,
                     (long long)row, (long long)length, (long long)cache->batch);
         return tfm__refused(c);
     }
-    for (layer = 0; tfm__cache_writes(&o, cache) && layer < cache->layers; ++layer) {
+    held = tfm__cache_lengths(c, cache);
+    for (layer = 0; layer < cache->layers; ++layer) {
         for (b = row < 0 ? 0 : row; b < (row < 0 ? cache->batch : row + 1); ++b) {
             const int64_t at = tfm__cache_at(cache, layer, b);
-            cache->length[at] = tfm__min64(cache->length[at], length);
-            cache->start[at] = tfm__min64(cache->start[at], length);
+            held[at] = tfm__min64(held[at], length);
+            if (tfm__cache_writes(&o, cache)) cache->start[at] = tfm__min64(cache->start[at], length);
         }
     }
     return tfm__leave_status(&o);
@@ -14393,7 +14405,7 @@ static void tfm__cache_shift_values(const tfm_cache *cache, char *values, int64_
 /* On the calling thread, so that a cancel cannot stop it half way. */
 TFM_API tfm_status tfm_cache_slide(tfm_ctx *c, tfm_cache *cache, int64_t count) {
     tfm__op o;
-    int64_t i, head;
+    int64_t i, head, *held;
     if (!tfm__enter(c, &o, TFM__OP_CACHE_SLIDE, 0)) return tfm__refused(c);
     o.whole = 1;
     if (!tfm__cache_check(&o, cache, 0)) return tfm__refused(c);
@@ -14401,14 +14413,15 @@ TFM_API tfm_status tfm_cache_slide(tfm_ctx *c, tfm_cache *cache, int64_t count) 
         tfm__reject(&o, "count is %lld: expected at least 0", (long long)count);
         return tfm__refused(c);
     }
-    for (i = 0; tfm__cache_writes(&o, cache) && i < cache->layers * cache->batch; ++i) {
-        const int64_t length = cache->length[i];
+    held = tfm__cache_lengths(c, cache);
+    for (i = 0; i < cache->layers * cache->batch; ++i) {
+        const int64_t length = held[i];
         for (head = i * cache->heads; o.run && count < length && head < (i + 1) * cache->heads; ++head) {
             tfm__cache_shift_keys(cache, cache->keys + head * cache->key_head, count, length);
             tfm__cache_shift_values(cache, cache->values + head * cache->value_head, count, length);
         }
-        cache->length[i] = tfm__max64(0, length - count);
-        cache->start[i] = tfm__max64(0, cache->start[i] - count);
+        held[i] = tfm__max64(0, length - count);
+        if (tfm__cache_writes(&o, cache)) cache->start[i] = tfm__max64(0, cache->start[i] - count);
     }
     return tfm__leave_status(&o);
 }
@@ -14432,11 +14445,13 @@ static int tfm__cache_check_rows(tfm__op *o, const tfm_cache *cache, const int64
     return 1;
 }
 
-/* Row `to` of one cache becomes what row `from` of another (or the same) is; all layers. data 0: only the lengths. */
-static void tfm__cache_copy_row(tfm_cache *target, int64_t to, const tfm_cache *source, int64_t from, int data) {
+/* Row `to` of one cache becomes what row `from` of another (or the same) is; all layers. data 0: only the lengths,
+ * which are held[]. */
+static void tfm__cache_copy_row(tfm_cache *target, int64_t to, const tfm_cache *source, const int64_t *held,
+                                int64_t from, int data) {
     int64_t layer, head;
     for (layer = 0; layer < source->layers; ++layer) {
-        const int64_t at = tfm__cache_at(source, layer, from), length = source->length[at];
+        const int64_t at = tfm__cache_at(source, layer, from), length = held[at];
         for (head = 0; data && head < source->heads; ++head) {
             memcpy(tfm__cache_keys(target, layer, to, head), tfm__cache_keys(source, layer, from, head),
                    (size_t)tfm__cache_key_bytes(source, length));
@@ -14494,7 +14509,7 @@ static void tfm__cache_move_rows(tfm_cache *cache, int64_t *from, int64_t *users
         moved = 0;
         for (i = 0; i < cache->batch; ++i) {
             if (from[i] == i || users[i] > 0) continue;
-            tfm__cache_copy_row(cache, i, cache, from[i], 1);
+            tfm__cache_copy_row(cache, i, cache, cache->length, from[i], 1);
             users[from[i]] -= 1;
             from[i] = i;
             moved = 1;
@@ -14554,7 +14569,9 @@ TFM_API tfm_cache *tfm_cache_fork(tfm_ctx *c, const tfm_cache *cache, const int6
     }
     options = tfm__cache_options_of(cache, count);
     copy = tfm__cache_make(&o, &options);
-    for (i = 0; copy && i < count; ++i) tfm__cache_copy_row(copy, i, cache, rows[i], o.run);
+    for (i = 0; copy && i < count; ++i) {
+        tfm__cache_copy_row(copy, i, cache, tfm__cache_held(c, cache), rows[i], o.run);
+    }
     tfm__leave(&o, NULL);
     return copy;
 }
@@ -18180,7 +18197,6 @@ struct tfm_session {
     tfm_cache *self, *cross;           /* cross NULL: decoder-only */
     int64_t batch, capacity, source_capacity;
     int encoded;                       /* cross holds a source */
-    int64_t measured;                  /* the dry run (its arena's tag) that encoded a source, which leaves no trace */
     int64_t *before;                   /* (batch) positions before a feed: it fails as a whole */
     int64_t *index;                    /* (batch) row of the hidden states that gives the logits */
 };
@@ -18275,9 +18291,9 @@ static int tfm__session_measured(const tfm_session *s, const tfm_ctx *c) {
     return c->dry && !s->self->dry;
 }
 
-/* 1: this dry run has encoded: to it the session holds a source and nothing else. */
+/* 1: this dry run has encoded (nothing else appends to cross): to it the session held a source and nothing else. */
 static int tfm__session_emptied(const tfm_session *s, const tfm_ctx *c) {
-    return tfm__session_measured(s, c) && s->measured == c->arena.tag;
+    return s->cross && tfm__cache_planned(c, s->cross);
 }
 
 static int64_t tfm__session_held(const tfm_session *s, const tfm_ctx *c, int64_t row) {
@@ -18318,7 +18334,6 @@ TFM_API tfm_session *tfm_session_fork(tfm_ctx *c, const tfm_session *s, const in
         f->source_capacity = s->source_capacity;
         f->encoded = s->encoded || tfm__session_emptied(s, c);
         f->self = tfm_cache_fork(c, s->self, rows, count);
-        if (f->self && tfm__session_emptied(s, c)) tfm_cache_reset(f->self);
         if (s->cross) f->cross = tfm_cache_fork(c, s->cross, rows, count);
         if (!f->self || (s->cross && !f->cross)) {
             tfm_session_destroy(f);
@@ -18327,6 +18342,10 @@ TFM_API tfm_session *tfm_session_fork(tfm_ctx *c, const tfm_session *s, const in
     }
     tfm__release(c);
     return f;
+}
+
+static void tfm__cache_plan_empty(const tfm_ctx *c, tfm_cache *cache) {
+    memset(tfm__cache_lengths(c, cache), 0, (size_t)(cache->layers * cache->batch) * sizeof(int64_t));
 }
 
 TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tensor *source, const tfm_tensor *lengths) {
@@ -18351,8 +18370,12 @@ TFM_API tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tens
                   (long long)s->source_capacity);
     } else {
         const int measured = tfm__session_measured(s, c);
-        if (measured) s->measured = c->arena.tag;
-        else tfm_session_reset(s);
+        if (measured) {
+            tfm__cache_plan_empty(c, s->self);
+            tfm__cache_plan_empty(c, s->cross);
+        } else {
+            tfm_session_reset(s);
+        }
         memory = tfm_transformer_encode(c, &s->model, source, &o);
         if (memory && tfm_decoder_memory(c, &s->model.decoder, memory, s->cross, lengths) == TFM_OK) {
             s->encoded |= !measured;

@@ -777,6 +777,94 @@ Test(cache, a_measurement_over_a_real_cache_counts_the_keys_that_a_run_sees) {
     tfm_destroy(c);
 }
 
+/* What cuts, slides and forks a cache in a measurement does it to the lengths that there would be. */
+Test(cache, a_measurement_cuts_slides_and_forks_a_real_cache_as_a_run_does) {
+    static const int64_t rows[BATCH] = {1, 1, 0};
+    tfm_ctx *c = tfm_create(NULL);
+    const tfm_cache_options g = geometry(TFM_F32, 16);
+    const inputs x = make_inputs(c, 10, TFM_F32);
+    tfm_cache *cache = tfm_cache_create(c, &g), *fork;
+    tfm_tensor *w;
+    tfm_attention_options o;
+    int dry;
+    int64_t layer;
+    memset(&o, 0, sizeof o);
+    o.weights = &w;
+    for (dry = 1; dry >= 0; dry--) {
+        if (dry) tfm_measure_begin(c);
+        for (layer = 0; layer < LAYERS; layer++) assert_ok(c, tfm_cache_append(c, cache, layer, x.k, x.v, NULL));
+        assert_ok(c, tfm_cache_truncate(c, cache, 1, 4));
+        o.mask.keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(1, 10), 1);
+        assert_made(c, tfm_attention_cached(c, x.q, cache, 1, &o));
+        assert_ok(c, tfm_cache_truncate(c, cache, -1, 8));
+        o.mask.keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(1, 8), 1);
+        assert_made(c, tfm_attention_cached(c, x.q, cache, 1, &o));
+        assert_ok(c, tfm_cache_slide(c, cache, 3));
+        assert_ok(c, tfm_cache_append(c, cache, 0, part(c, x.k, 0, 2), part(c, x.v, 0, 2), NULL));
+        o.mask.keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(1, 7), 1);
+        assert_made(c, tfm_attention_cached(c, x.q, cache, 0, &o));
+        o.mask.keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(1, 5), 1);
+        assert_made(c, tfm_attention_cached(c, x.q, cache, 1, &o));
+        fork = tfm_cache_fork(c, cache, rows, BATCH);
+        assert_made(c, fork);
+        cr_assert_eq(tfm_cache_length(fork, 0, 0), 3);
+        cr_assert_eq(tfm_cache_length(fork, 0, 2), 7);
+        cr_assert_eq(tfm_cache_length(fork, 1, 2), 5);
+        tfm_cache_destroy(fork);
+        if (dry) assert_ok(c, tfm_measure_end(c, NULL));
+        cr_assert_eq(tfm_cache_length(cache, 0, 0), dry ? 0 : 7);
+    }
+    tfm_cache_destroy(cache);
+    tfm_destroy(c);
+}
+
+static double first_block[1 << 14];
+static int first_block_taken;
+
+/* Gives the first block that is asked for, a context, the same place each time. */
+static void *alloc_in_place(void *user, size_t size) {
+    (void)user;
+    if (first_block_taken || size > sizeof first_block) return malloc(size);
+    first_block_taken = 1;
+    return first_block;
+}
+
+static void free_in_place(void *user, void *block) {
+    (void)user;
+    if (block != first_block) free(block);
+    else first_block_taken = 0;
+}
+
+Test(cache, a_measurement_by_a_later_context_at_the_same_address_begins_anew) {
+    tfm_options options;
+    tfm_ctx *c, *other = tfm_create(NULL), *before = NULL;
+    const tfm_cache_options g = geometry(TFM_F32, 32);
+    tfm_cache *cache = tfm_cache_create(other, &g);
+    int round;
+    memset(&options, 0, sizeof options);
+    options.threads = 1;
+    options.allocator.alloc = alloc_in_place;
+    options.allocator.free = free_in_place;
+    for (round = 0; round < 3; round++, before = c) {
+        inputs x;
+        tfm_tensor *w;
+        tfm_attention_options o;
+        memset(&o, 0, sizeof o);
+        o.weights = &w;
+        c = tfm_create(&options);
+        cr_assert(c && (!before || c == before));
+        x = make_inputs(c, 10, TFM_F32);
+        tfm_measure_begin(c);
+        assert_made(c, tfm_attention_cached(c, x.q, cache, 0, &o));
+        cr_assert_eq(w->shape[3], 0);
+        assert_ok(c, tfm_cache_append(c, cache, 0, x.k, x.v, NULL));
+        assert_ok(c, tfm_measure_end(c, NULL));
+        tfm_destroy(c);
+    }
+    tfm_cache_destroy(cache);
+    tfm_destroy(other);
+}
+
 Test(cache, decoding_takes_no_memory_after_the_first_step) {
     TEST_EACH_ISA(c, 2) {
         const inputs x = make_inputs(c, 40, TFM_F32);
