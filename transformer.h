@@ -13071,6 +13071,7 @@ typedef struct tfm__attn {
     const tfm__kernels *k;
     const int64_t *held;                   /* keys of each batch row in a cache; NULL without one: all */
     int64_t batch, heads, kv_heads, group, queries, keys, key_size, value_size;
+    int64_t capacity;                      /* of the cache, 0: none */
     tfm__attn_operand q, key, value, out;
     int panels;                            /* keys lie in panels: key.stride holds batch and head only */
     int copy_values;
@@ -13579,13 +13580,13 @@ static tfm__attn_part *tfm__attn_parts(tfm__op *o, const tfm__attn *a, int64_t c
 }
 
 /* Chooses bands and lanes: as many tiles in a band as fit the scratch while there are still a few bands for each
- * thread; where even single tiles are too few for the threads, keys are split too. Sizes only: the same in a dry
- * run. */
+ * thread; where even single tiles are too few for the threads, keys are split too. Sizes only: the same in a dry run,
+ * which takes a few steps for all and so sees a cache as full as it may become. */
 static int tfm__attn_plan(tfm__op *o, tfm__attn *a) {
     const int64_t threads = a->c->threads, tiles = tfm__ceil_div(a->queries * a->group, TFM__ATTN_ROWS);
     const int64_t all = a->batch * a->kv_heads * tiles;
     tfm__attn_lane lane;
-    a->supers = tfm__ceil_div(a->keys, TFM__SUPER_KEYS);
+    a->supers = tfm__ceil_div(o->run ? a->keys : tfm__max64(a->keys, a->capacity), TFM__SUPER_KEYS);
     a->band_tiles = tfm__max64(1, tfm__min64(tfm__min64(TFM__ATTN_TILES, tiles), all / (4 * threads)));
     while (a->band_tiles > 1 && tfm__attn_lay(a, NULL, a->band_tiles, &lane) > TFM__SCRATCH_BYTES) a->band_tiles -= 1;
     a->bands = tfm__ceil_div(tiles, a->band_tiles);
@@ -14332,6 +14333,7 @@ TFM_API tfm_tensor *tfm_attention_cached(tfm_ctx *c, const tfm_tensor *q, const 
     a.queries = q->shape[2];
     held = tfm__cache_held(c, cache) + tfm__cache_at(cache, layer, 0);
     for (b = 0; b < cache->batch; ++b) a.keys = tfm__max64(a.keys, held[b]);
+    a.capacity = cache->capacity;
     a.key_size = cache->key_size;
     a.value_size = cache->value_size;
     a.q = tfm__attn_operand_of(q);

@@ -818,6 +818,36 @@ Test(cache, a_measurement_cuts_slides_and_forks_a_real_cache_as_a_run_does) {
     tfm_destroy(c);
 }
 
+/* One head beside several threads: keys are split over them once there are thousands. */
+Test(cache, a_measured_step_takes_what_it_would_beside_a_full_cache) {
+    enum { HELD = 5000, SIZE = 8 };
+    TEST_EACH_ISA(c, 3) {
+        tfm_cache_options g;
+        tfm_cache *cache;
+        tfm_memory need, before, after;
+        tfm_tensor *many = tfm_ones(c, TFM_SHAPE(1, 1, HELD, SIZE)), *one = tfm_ones(c, TFM_SHAPE(1, 1, 1, SIZE));
+        memset(&g, 0, sizeof g);
+        g.heads = 1;
+        g.key_size = SIZE;
+        g.capacity = HELD + 1;
+        cache = tfm_cache_create(c, &g);
+        assert_made(c, cache);
+        tfm_measure_begin(c);
+        assert_ok(c, tfm_cache_append(c, cache, 0, one, one, NULL));
+        assert_made(c, tfm_attention_cached(c, one, cache, 0, NULL));
+        assert_ok(c, tfm_measure_end(c, &need));
+        assert_ok(c, tfm_cache_append(c, cache, 0, many, many, NULL));
+        assert_ok(c, tfm_cache_append(c, cache, 0, one, one, NULL));
+        tfm_memory_reset(c);
+        before = tfm_memory_usage(c);
+        assert_made(c, tfm_attention_cached(c, one, cache, 0, NULL));
+        after = tfm_memory_usage(c);
+        cr_assert_eq(need.arena_peak, after.arena_peak - before.arena_used, "%lld were foretold, %lld used",
+                     (long long)need.arena_peak, (long long)(after.arena_peak - before.arena_used));
+        tfm_cache_destroy(cache);
+    }
+}
+
 static double first_block[1 << 14];
 static int first_block_taken;
 
