@@ -394,7 +394,7 @@ struct tfm_tensor {
     struct tfm_tensor *next;
     struct tfm__node *node;          /* the op that made it, when recorded */
     const void *owner;               /* the context or parameter store it belongs to */
-    const uint64_t *writing;         /* of a view of a parameter: 2 lies there while it may be written */
+    const uint64_t *writing;         /* of a file, or a view of a parameter: 2 lies there while it may be written */
 };
 enum { TFM_STRIDED = 0, TFM_PANELS = 1 };
 
@@ -470,8 +470,8 @@ TFM_API tfm_tensor *tfm_clone(tfm_ctx *c, const tfm_tensor *t);
  * where it is not 0. */
 TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype);
 /* Writes into destination: broadcasts source to its shape and converts to its dtype; they may overlap. Refused are
- * recorded tensors, those whose elements share memory (expanded, or wrapped with strides too small), and parameters
- * outside tfm_params_write_begin / _end, with their views. */
+ * recorded tensors, those whose elements share memory (expanded, or wrapped with strides too small), those of a file,
+ * and parameters outside tfm_params_write_begin / _end, with their views. */
 TFM_API TFM_CHECK tfm_status tfm_copy(tfm_ctx *c, tfm_tensor *destination, const tfm_tensor *source);
 /* Joined along dim (cat), or along a new dim (stack): one dtype, or f32, f16, bf16 (mixed: f32); the other sizes
  * equal. */
@@ -1241,7 +1241,7 @@ TFM_API void tfm_file_close(tfm_file *f);
 TFM_API int64_t tfm_file_count(const tfm_file *f);                                         /* number of tensors */
 TFM_API const char *tfm_file_name(const tfm_file *f, int64_t index);                       /* the file's memory */
 TFM_API const char *tfm_file_metadata(const tfm_file *f, const char *key);                 /* NULL: no such key */
-/* A view of the file's bytes (a copy where they are not aligned): do not write; dangles when the file is closed. */
+/* A view of the file's bytes (a copy where they are not aligned), read only; dangles when the file is closed. */
 TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *name);
 TFM_API int tfm_file_has(const tfm_file *f, const char *name);                             /* 1: yes */
 
@@ -8584,7 +8584,7 @@ TFM__UNUSED static tfm_tensor *tfm__tensor(tfm_ctx *c, int dtype, int ndim, cons
     return tfm__tensor_as(c, c->op ? tfm__op_name(c->op) : "tensor", dtype, ndim, shape);
 }
 
-static const uint64_t tfm__not_written = 1;
+static const uint64_t tfm__not_written = 1, tfm__of_a_file = 3;
 
 /* Where it stands whether t may be written (2) when it is a parameter (its generation is 2 between
  * tfm_params_write_begin and _end) or a view of one; NULL: neither. A view made at another time never may: its
@@ -9662,6 +9662,10 @@ TFM_API tfm_tensor *tfm_cast(tfm_ctx *c, const tfm_tensor *t, int dtype) {
 static int tfm__need_writable(tfm__op *o, const char *name, const tfm_tensor *t) {
     const uint64_t *const writing = tfm__writing(t);
     int i, j;
+    if (writing == &tfm__of_a_file) {
+        tfm__reject(o, "%s is of a file, whose bytes are only read: tfm_clone makes a copy to write", name);
+        return 0;
+    }
     if (t->layout != TFM_STRIDED || (writing && *writing != 2)) {
         tfm__reject(o, "%s is %s: take it and write it between tfm_params_write_begin and tfm_params_write_end", name,
                     tfm__is_parameter(t) ? "a parameter" : "a view of a parameter");
@@ -20180,7 +20184,7 @@ static int tfm__entry_offered(tfm_ctx *c, const char *who, const tfm__entry *e) 
 
 static int tfm__aligned(const void *p, int dtype) { return (uintptr_t)p % (uintptr_t)tfm_dtype_size(dtype) == 0; }
 
-/* Tensors take void *: a file's are read only by agreement. */
+/* Tensors take void *: tfm_copy and tfm_set do not write a file's. */
 static void *tfm__writable(const void *p) {
     union { const void *in; void *out; } same;
     same.in = p;
@@ -20203,6 +20207,7 @@ TFM_API tfm_tensor *tfm_file_tensor(tfm_ctx *c, const tfm_file *f, const char *n
             t = tfm__tensor(c, e->type->dtype, ndim, e->shape);
             if (t && !c->dry) memcpy(t->data, e->data, (size_t)(e->end - e->begin));
         }
+        if (t) t->writing = &tfm__of_a_file;
     }
     tfm__release(c);
     return t;

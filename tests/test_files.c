@@ -376,6 +376,41 @@ Test(files, every_offered_dtype_scalars_and_empty_tensors) {
     tfm_destroy(c);
 }
 
+/* They may be constant memory. What is unaligned, and so a copy, is refused as well: it depends on the file. */
+Test(files, tensors_of_a_file_are_not_written) {
+    static const int64_t first[1] = {0};
+    int shift, view;
+    for (shift = 0; shift < 2; shift++) {
+        tfm_ctx *c = context();
+        blob b = floats_of("{\"a\":" INFO("F32", "[4]", 0, 16) "}", 4);
+        unsigned char *moved = (unsigned char *)malloc((size_t)b.size + 1);
+        static const float expected[4] = {0, 1, 2, 3};
+        tfm_file *f;
+        tfm_tensor *t, *copy;
+        memcpy(moved + shift, b.data, (size_t)b.size);
+        f = tfm_file_open_memory(c, moved + shift, b.size);
+        cr_assert_not_null(f);
+        t = tfm_file_tensor(c, f, "a");
+        copy = tfm_clone(c, t);
+        assert_made(c, copy);
+        for (view = 0; view < 2; view++) {
+            tfm_tensor *part = view ? tfm_narrow(c, tfm_reshape(c, t, TFM_SHAPE(2, 2)), 0, 1, 1) : t;
+            part = view ? tfm_reshape(c, part, TFM_SHAPE(2)) : part;
+            assert_made(c, part);
+            cr_expect_eq(tfm_set(c, part, first, 7), TFM_INVALID);
+            cr_expect_not_null(strstr(tfm_error(c), "tfm_set: t is of a file"), "%s", tfm_error(c));
+            tfm_clear(c);
+            assert_verb_refused(c, tfm_copy(c, part, tfm_ones(c, TFM_SHAPE(1))), TFM_INVALID);
+        }
+        expect_values(t, expected);
+        assert_ok(c, tfm_set(c, copy, first, 7));
+        tfm_file_close(f);
+        free(moved);
+        free(b.data);
+        tfm_destroy(c);
+    }
+}
+
 /* Data at an address that suits its type is not copied; other data is. */
 Test(files, aligned_data_is_a_view_and_unaligned_data_a_copy) {
     int shift;
