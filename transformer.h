@@ -1173,7 +1173,7 @@ TFM_API TFM_CHECK tfm_status tfm_sample(tfm_ctx *c, const tfm_tensor *logits, co
 typedef struct tfm_prompt { int64_t count; const int64_t *ids; } tfm_prompt;
 enum { TFM_STOP_LENGTH = 0, TFM_STOP_ID = 1, TFM_STOP_STRING = 2, TFM_STOP_CALLBACK = 3, TFM_STOP_CAPACITY = 4 };
 typedef struct tfm_sequence {          /* memory of the arena */
-    int reason;                        /* TFM_STOP_*; -1: tfm_generate failed before the row had one */
+    int reason;                        /* TFM_STOP_*; -1: there is none (tfm_generate failed before, no beam) */
     int64_t count;                     /* generated ids, a stop id among them */
     int64_t *ids;
     float *log_probabilities;
@@ -1217,9 +1217,9 @@ typedef struct tfm_beam_options {
 } tfm_beam_options;
 /* One search per prompt, of the likeliest continuations by sum of log-probabilities / length penalty (GNMT: Wu et al.
  * 2016); the session's batch is count x beams, encoded (tfm_session_encode) with each source repeated `beams` times, or
- * forked so. out: count x n_best, best first; n_best is at most beams; a place that no sequence took has count 0 and
- * score -inf. It goes on from what the session holds, and leaves rows of abandoned beams in it: encode or reset before
- * the next search. options NULL: every default. */
+ * forked so. out: count x n_best, best first; n_best is at most beams; a place that no sequence took (after an
+ * error: each) has count 0, reason -1 and score -inf. It goes on from what the session holds, and leaves rows of
+ * abandoned beams in it: encode or reset before the next search. options NULL: every default. */
 TFM_API TFM_CHECK tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                              const tfm_beam_options *options, tfm_sequence *out);
 #endif /* TFM_NO_GENERATION */
@@ -19301,15 +19301,15 @@ TFM_API tfm_status tfm_beam_search(tfm_ctx *c, tfm_session *s, const tfm_prompt 
         || !tfm__ids_in(c, "tfm_beam_search: banned", o.banned, o.banned_count, q.g.vocab))
         return tfm__verb_end(c);
     memset(out, 0, (size_t)(count * q.best) * sizeof *out);
-    if (tfm__search_new(&q, prompts) && tfm__search_run(&q)) {
-        for (i = 0; i < count * q.best; i++) {
-            const tfm__beam *beam = &q.finished[i];
-            out[i].reason = beam->reason;
-            out[i].score = beam->alive ? beam->score : -HUGE_VAL;
-            out[i].count = beam->count;
-            out[i].ids = beam->ids;
-            out[i].log_probabilities = beam->log_probabilities;
-        }
+    if (tfm__search_new(&q, prompts)) tfm__search_run(&q);
+    for (i = 0; i < count * q.best; i++) {
+        const tfm__beam *beam = tfm__failed(c) ? NULL : &q.finished[i];
+        out[i].reason = beam && beam->alive ? beam->reason : -1;
+        out[i].score = beam && beam->alive ? beam->score : -HUGE_VAL;
+        if (!beam) continue;
+        out[i].count = beam->count;
+        out[i].ids = beam->ids;
+        out[i].log_probabilities = beam->log_probabilities;
     }
     return tfm__verb_end(c);
 }

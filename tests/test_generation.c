@@ -2013,6 +2013,31 @@ Test(beam, ends_at_capacity) {
     end(&u);
 }
 
+Test(beam, a_place_that_no_sequence_took_has_no_reason) {
+    static const int64_t too_many[CAPACITY + 1] = {0};
+    setup u = begin_batch(1);
+    tfm_session *s = session_of(&u, 3, CAPACITY);
+    tfm_beam_options o;
+    tfm_prompt prompt;
+    tfm_sequence out[3];
+    int64_t all_but_0[VOCAB], i;
+    for (i = 1; i < VOCAB; i++) all_but_0[i - 1] = i;
+    memset(&o, 0, sizeof o);
+    o.beams = o.n_best = 3;
+    o.max_new = 2;
+    o.banned = all_but_0;
+    o.banned_count = VOCAB - 1;
+    assert_ok(u.c, tfm_beam_search(u.c, s, prompts, 1, &o, out));
+    cr_expect(out[0].reason == TFM_STOP_LENGTH && out[0].count == 2);
+    for (i = 1; i < 3; i++) cr_expect(out[i].reason == -1 && out[i].count == 0 && out[i].score == -HUGE_VAL);
+    prompt.ids = too_many;
+    prompt.count = CAPACITY + 1;
+    assert_verb_refused(u.c, tfm_beam_search(u.c, s, &prompt, 1, &o, out), TFM_INVALID);
+    for (i = 0; i < 3; i++) cr_expect(out[i].reason == -1 && out[i].count == 0 && out[i].score == -HUGE_VAL);
+    tfm_session_destroy(s);
+    end(&u);
+}
+
 Test(beam, room_is_that_of_each_prompt) {
     setup u = begin_batch(1);
     tfm_session *s = session_of(&u, 4, 9), *alone = session_of(&u, 2, 9);
