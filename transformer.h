@@ -18651,7 +18651,7 @@ static int tfm__pick_id(tfm_ctx *c, tfm__chooser *h, const float *logits, const 
     for (i = 0; i < s->bias_count; i++) h->scores[s->bias_ids[i]] += s->bias[i];
     for (i = 0; i < s->banned_count; i++) h->scores[s->banned[i]] = -(float)HUGE_VAL;
     tfm__penalize(h, s, ids, count);
-    if (s->logits) s->logits(s->user, h->row, h->scores, h->vocab);
+    if (s->logits) (s->logits)(s->user, h->row, h->scores, h->vocab);
     *id = -1;
     if (s->temperature > 0) {
         *id = tfm__draw(h, s);
@@ -18860,7 +18860,7 @@ static int tfm__generator_take(tfm__generator *g, int64_t b, int64_t id, float l
     if (r->count == r->limit) r->reason = r->count == o->max_new ? TFM_STOP_LENGTH : TFM_STOP_CAPACITY;
     if (tfm__id_among(id, o->stop_ids, o->stop_id_count)) r->reason = TFM_STOP_ID;
     if (o->piece && !g->c->dry) {
-        const char *text = r->reason == TFM_STOP_ID ? NULL : o->piece(o->piece_user, previous, id, &length);
+        const char *text = r->reason == TFM_STOP_ID ? NULL : (o->piece)(o->piece_user, previous, id, &length);
         if (!tfm__stream_piece(g->c, r, text, text ? length : 0)) return 0;
         stop = tfm__stop_at(o, r, 0);
         if (stop >= 0) {
@@ -18871,7 +18871,7 @@ static int tfm__generator_take(tfm__generator *g, int64_t b, int64_t id, float l
         ready = r->reason < 0 ? tfm__stop_at(o, r, 1) : -1;
         if (ready < 0) ready = r->held_length;
     }
-    if (o->on_token && !g->c->dry && o->on_token(o->user, b, id, log_probability, o->piece ? r->held : "", ready)
+    if (o->on_token && !g->c->dry && (o->on_token)(o->user, b, id, log_probability, o->piece ? r->held : "", ready)
         && r->reason < 0)
         r->reason = TFM_STOP_CALLBACK;
     if (ready) {
@@ -18927,7 +18927,7 @@ static char *tfm__generator_text(tfm__generator *g, const tfm__stream *r) {
     int64_t at = 0, i, length = 0;
     for (i = 0; text && i < r->count && at < r->text_length; i++) {
         const int64_t *id = &r->ids[r->prompt + i];
-        const char *piece = o->piece(o->piece_user, r->prompt + i ? id[-1] : -1, *id, &length);
+        const char *piece = (o->piece)(o->piece_user, r->prompt + i ? id[-1] : -1, *id, &length);
         length = piece ? tfm__min64(length, r->text_length - at) : 0;
         if (length > 0) memcpy(text + at, piece, (size_t)length);
         at += tfm__max64(length, 0);

@@ -41,6 +41,9 @@ void my_free(void *pointer);
 #define alloc(a, b) (alloc of my own)
 #define progress(a, b, c, d) (progress of my own)
 #define parallel_for(a, b, c, d) (loop of my own)
+#define logits(a, b, c, d) (logits of my own)
+#define on_token(a, b, c, d, e, f) (ids of my own)
+#define piece(a, b, c, d) (text of my own)
 #define CACHED 8
 #define COLS 8
 #define FEW 8
