@@ -124,10 +124,10 @@
  *
  *   CPU only, no training yet. f64 and integers are stored, not computed with. At most 6 dimensions; heads of up to
  *   65536; names of parameters up to 480 bytes. Dropout of attention resolves its probability to 1/65536. A machine
- *   has a C library (memory, strings, snprintf, math, a clock, getenv) and is little-endian; on another, untested,
- *   TFM_NO_FILES and TFM_NO_MODELS leave out what is refused there by #error. NEON is tested by emulation only. On
- *   64-bit Windows gcc uses plain C kernels (it cannot align the stack for wide vectors there); clang does not have
- *   this limit. Resource use for hostile files is bounded by a small multiple of the file's size; see SECURITY.md.
+ *   has a C library (memory, strings, snprintf, math, fenv, a clock, getenv) and is little-endian; on another,
+ *   untested, TFM_NO_FILES and TFM_NO_MODELS leave out what is refused there by #error. NEON is tested by emulation
+ *   only. On 64-bit Windows gcc uses plain C kernels (it cannot align the stack for wide vectors there); clang does not
+ *   have this limit. Resource use for hostile files is bounded by a small multiple of the file's size; see SECURITY.md.
  *
  * ================================================================================================================== */
 
@@ -546,8 +546,8 @@ TFM_API tfm_tensor *tfm_clamp(tfm_ctx *c, const tfm_tensor *t, float low, float 
 /* activation(gate) * up in one pass: GLU (SIGMOID), ReGLU, GEGLU, SwiGLU (SILU); Shazeer 2020. Shapes broadcast. */
 TFM_API tfm_tensor *tfm_glu(tfm_ctx *c, const tfm_tensor *gate, const tfm_tensor *up, int activation);
 
-/* a relation b as bool, with broadcasting. Any dtype, to which b of compare_scalar is rounded; relation is a TFM_EQ ...
- * TFM_GE. */
+/* a relation b as bool, with broadcasting. Any dtype; b of compare_scalar is rounded to that of a, but not to integers.
+ * relation is a TFM_EQ ... TFM_GE. */
 enum { TFM_EQ = 0, TFM_NE = 1, TFM_LT = 2, TFM_LE = 3, TFM_GT = 4, TFM_GE = 5 };
 TFM_API tfm_tensor *tfm_compare(tfm_ctx *c, const tfm_tensor *a, const tfm_tensor *b, int relation);
 TFM_API tfm_tensor *tfm_compare_scalar(tfm_ctx *c, const tfm_tensor *a, double b, int relation);
