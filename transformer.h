@@ -18823,7 +18823,7 @@ static int tfm__generator_new(tfm__generator *g, const tfm_prompt *prompts) {
 /* Appends a piece to the held text; what that had outgrown stays in the arena till the caller's rewind. 0: out of
  * memory. */
 static int tfm__stream_piece(tfm_ctx *c, tfm__stream *r, const char *text, int64_t length) {
-    if (r->held_length + length > r->held_room) {
+    if (r->held_length + length >= r->held_room) { /* a NUL comes behind */
         const int64_t room = 2 * (r->held_length + length);
         char *larger = (char *)tfm__arena_alloc(c, room);
         if (!larger) return 0;
@@ -18849,6 +18849,19 @@ static int64_t tfm__stop_at(const tfm_generate_options *o, const tfm__stream *r,
     return -1;
 }
 
+/* Tells the callback of a new id and of `ready` bytes of text, with a NUL behind them for the time of the call. Not 0:
+ * the row ends. */
+static int tfm__generator_tell(const tfm__generator *g, int64_t b, int64_t id, float log_probability, int64_t ready) {
+    const tfm_generate_options *o = g->o;
+    char none = 0, *text = o->piece ? g->row[b].held : &none;
+    const char behind = text[ready];
+    int stop;
+    text[ready] = 0;
+    stop = (o->on_token)(o->user, b, id, log_probability, text, ready);
+    text[ready] = behind;
+    return stop;
+}
+
 /* Takes a new id into row b: text, stop conditions, callback. 0: the error is set. */
 static int tfm__generator_take(tfm__generator *g, int64_t b, int64_t id, float log_probability) {
     const tfm_generate_options *o = g->o;
@@ -18871,8 +18884,7 @@ static int tfm__generator_take(tfm__generator *g, int64_t b, int64_t id, float l
         ready = r->reason < 0 ? tfm__stop_at(o, r, 1) : -1;
         if (ready < 0) ready = r->held_length;
     }
-    if (o->on_token && !g->c->dry && (o->on_token)(o->user, b, id, log_probability, o->piece ? r->held : "", ready)
-        && r->reason < 0)
+    if (o->on_token && !g->c->dry && tfm__generator_tell(g, b, id, log_probability, ready) && r->reason < 0)
         r->reason = TFM_STOP_CALLBACK;
     if (ready) {
         r->held_length -= ready;

@@ -1215,6 +1215,48 @@ Test(generate, text_takes_no_memory_of_its_own) {
     assert_no_leak(&m);
 }
 
+/* No piece ends in NUL; together they fill what there is room for to the byte. */
+static const char *piece_without_end(const void *user, int64_t previous, int64_t id, int64_t *length) {
+    static const int64_t lengths[VOCAB] = {256, 0, 1, 255, 257, 512, 2, 511, 513, 1024, 3};
+    static char letters[1024];
+    (void)user;
+    (void)previous;
+    memset(letters, 'a' + (int)id, sizeof letters);
+    *length = lengths[id];
+    return letters;
+}
+
+static int hear_a_string(void *user, int64_t row, int64_t id, float log_probability, const char *t, int64_t length) {
+    (void)row;
+    (void)id;
+    (void)log_probability;
+    cr_expect_eq((int64_t)strlen(t), length, "%lld bytes read as %lld", (long long)length, (long long)strlen(t));
+    *(int64_t *)user += length;
+    return 0;
+}
+
+Test(generate, a_callback_hears_strings_that_end) {
+    static const char *const stops[1] = {"hhhh"};
+    setup u = begin_batch(1);
+    tfm_generate_options g;
+    tfm_sequence out;
+    int64_t heard;
+    memset(&g, 0, sizeof g);
+    g.sampling.temperature = 5;
+    g.on_token = hear_a_string;
+    g.user = &heard;
+    for (g.sampling.seed = 0; g.sampling.seed < 20; g.sampling.seed++) {
+        g.piece = g.sampling.seed % 3 ? piece_without_end : NULL;
+        g.stop_strings = stops;
+        g.stop_string_count = g.sampling.seed % 3 == 1;
+        heard = 0;
+        tfm_session_reset(u.s);
+        assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out));
+        cr_expect_eq(heard, out.text_length);
+    }
+    end(&u);
+}
+
 Test(generate, measuring_says_what_it_takes) {
     setup u = begin_batch(1);
     tfm_session *s;
