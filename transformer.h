@@ -1199,9 +1199,9 @@ typedef struct tfm_generate_options {
 } tfm_generate_options;
 /* Feeds each row its prompt (1 id or more) behind what the session holds, then id after id until each row has a reason
  * to stop. prompts and out have `count` entries, as many as the session has rows. Each row has the bits of running
- * alone. options NULL: greedy, until the session is full. The last id of a row is chosen but not fed, so a session can
- * go on with it; tfm_session_reset begins anew. Refused arguments leave out alone; after a later error it holds the
- * ids so far, without text, and reason -1 where a row had none yet. */
+ * alone. options NULL: greedy, until the session is full. The last id of a row is chosen but not fed, after a cancel
+ * too, so a session can go on with it; tfm_session_reset begins anew. Refused arguments leave out alone; after a later
+ * error it holds the ids so far, without text, and reason -1 where a row had none yet. */
 TFM_API TFM_CHECK tfm_status tfm_generate(tfm_ctx *c, tfm_session *s, const tfm_prompt *prompts, int64_t count,
                                           const tfm_generate_options *options, tfm_sequence *out);
 
@@ -18926,6 +18926,7 @@ static int tfm__generator_run(tfm__generator *g) {
         }
         if (!tfm__generator_feed(g, ids, counts, 1, take)) return 0;
         if (tfm__progress(g->c, "generating", step + 1, g->most)) {
+            tfm__feed_undo(g->s); /* as when the feed is cancelled: what a row chose last is not fed */
             tfm__fail(g->c, TFM_CANCELLED, "tfm_generate: cancelled");
             return 0;
         }

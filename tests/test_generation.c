@@ -1678,6 +1678,43 @@ Test(generate, progress_can_cancel) {
     end(&u);
 }
 
+/* A deadline: the ids of before and after it are those of a run without one. */
+Test(generate, goes_on_after_a_cancel_with_the_last_ids) {
+    int64_t steps = CAPACITY, cut, b;
+    tfm_options o;
+    tfm_generate_options g;
+    setup u;
+    tfm_sequence whole[2], before[2], after[2];
+    memset(&o, 0, sizeof o);
+    memset(&g, 0, sizeof g);
+    o.progress = stop_after;
+    o.hook_user = &steps;
+    u = begin_with(2, &o);
+    g.max_new = 8;
+    assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, whole));
+    for (cut = 1; cut < 8; cut++) {
+        tfm_prompt next[2];
+        steps = cut;
+        g.max_new = 8;
+        tfm_session_reset(u.s);
+        assert_verb_refused(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, before), TFM_CANCELLED);
+        for (b = 0; b < 2; b++) {
+            cr_assert_eq(before[b].count, cut);
+            cr_expect_eq(tfm_session_length(u.s, b), prompts[b].count + cut - 1, "the last id is not fed");
+            next[b].count = 1;
+            next[b].ids = before[b].ids + cut - 1;
+        }
+        steps = CAPACITY;
+        g.max_new = 8 - cut;
+        assert_ok(u.c, tfm_generate(u.c, u.s, next, 2, &g, after));
+        for (b = 0; b < 2; b++) {
+            assert_same_bytes(before[b].ids, whole[b].ids, cut * 8);
+            assert_same_bytes(after[b].ids, whole[b].ids + cut, (8 - cut) * 8);
+        }
+    }
+    end(&u);
+}
+
 Test(generate, wrong_arguments_are_errors) {
     static const tfm_prompt empty = {0, text}, lost = {2, NULL}, outside = {1, text + 20};
     static const char *const nothing[1] = {""}, *const null[1] = {NULL};
