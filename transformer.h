@@ -350,9 +350,9 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
  * as if nothing had run before; without the store's records, a few hundred bytes a parameter, and without the panels
  * that tfm_params_prepare fills before the plain form goes, 32 MiB or one weight at a time). Any model code can be
  * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
- * made in between have sizes but no values, and are of use until measure_end only. A cache made before stays as it is;
- * attention over it and forks of it see the lengths that appending (counts are not looked at), cutting and sliding
- * would have left. Rows of a profile are not counted. A measurement cannot be nested. */
+ * made in between, by inits (nothing is loaded), have sizes but no values, and are of use until measure_end only. A
+ * cache made before stays as it is; attention over it and forks of it see the lengths that appending (counts are not
+ * looked at), cutting and sliding would have left. Rows of a profile are not counted. A measurement cannot be nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
@@ -15390,6 +15390,16 @@ static int tfm__params_usable(tfm_ctx *c, const tfm_params *p, const char *who) 
     return p && p->sizes_only == (c->dry != 0);
 }
 
+/* 1: values of a file may be put into p. */
+static TFM__UNUSED int tfm__params_fills(tfm_ctx *c, const tfm_params *p, const char *who) {
+    if (!tfm__params_usable(c, p, who)) return 0;
+    if (c->dry)
+        tfm__fail(c, TFM_INVALID,
+                  "%s: nothing is loaded between tfm_measure_begin and tfm_measure_end: an init makes parameters there",
+                  who);
+    return !c->dry;
+}
+
 static int tfm__shape_is(const tfm_tensor *t, tfm_shape shape) {
     return t->ndim == shape.ndim && !memcmp(t->shape, shape.dim, sizeof(int64_t) * (size_t)shape.ndim);
 }
@@ -20622,8 +20632,7 @@ static tfm_status tfm__load(tfm_ctx *c, tfm_params *p, tfm_file *f, const tfm_lo
     l.f = f;
     l.options = options ? options : &none;
     l.adopt = adopt && tfm__file_lasts(f) ? f : NULL;
-    if (p->sizes_only) return tfm__fail(c, TFM_INVALID, "tfm_params_load: this store has no memory");
-    if (!tfm__params_usable(c, p, "tfm_params_load")) return tfm__status(c);
+    if (!tfm__params_fills(c, p, "tfm_params_load")) return tfm__status(c);
     if (!tfm__rules_ok(c, l.options)) return tfm__status(c);
     if (l.options->cast && !tfm__is_float(l.options->dtype))
         return tfm__fail(c, TFM_INVALID, "tfm_params_load: cast to f32, f16 or bf16 only");
@@ -20883,7 +20892,7 @@ TFM_API tfm_status tfm_params_save_memory(tfm_ctx *c, const tfm_params *p, void 
     if (!p || !buffer) {
         tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: %s is NULL", p ? "buffer" : "params");
     } else if (p->sizes_only) {
-        tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: this store has no memory");
+        tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: the store was made in a measurement: it has no values");
     } else if (need >= 0 && size < need) {
         tfm__fail(c, TFM_INVALID, "tfm_params_save_memory: %lld bytes are needed, the buffer has %lld", (long long)need,
                   (long long)size);
@@ -20999,7 +21008,8 @@ TFM_API tfm_status tfm_params_save(tfm_ctx *c, const tfm_params *p, const char *
     if (busy) return busy;
     if (!p || !path || p->sizes_only) {
         tfm__fail(c, TFM_INVALID, "tfm_params_save: %s",
-                  p ? path ? "this store has no memory" : "path is NULL" : "params is NULL");
+                  p ? path ? "the store was made in a measurement: it has no values" : "path is NULL"
+                    : "params is NULL");
     } else if ((list = tfm__params_list(p, &order)) == NULL) {
         tfm__fail(c, TFM_OOM, "tfm_params_save: no memory for a list of %lld parameters", (long long)p->count);
     } else {
@@ -21250,8 +21260,7 @@ static tfm_status tfm__llama2c_walk(tfm__llama2c *l, int check, int64_t *total) 
 static tfm_status tfm__llama2c_run(tfm__llama2c *l, tfm_transformer_config *config) {
     tfm_transformer_config filled;
     int64_t total = 0;
-    if (l->p->sizes_only) return tfm__fail(l->c, TFM_INVALID, "llama2.c: this store has no memory");
-    if (!tfm__params_usable(l->c, l->p, "tfm_llama2c_load")) return tfm__status(l->c);
+    if (!tfm__params_fills(l->c, l->p, "tfm_llama2c_load")) return tfm__status(l->c);
     if (tfm__llama2c_head(l, &filled) != TFM_OK || tfm__llama2c_walk(l, 1, &total) != TFM_OK
         || tfm__llama2c_walk(l, 0, &total) != TFM_OK)
         return tfm__status(l->c);
