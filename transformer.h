@@ -323,7 +323,8 @@ TFM_API void tfm_seed(tfm_ctx *c, uint64_t seed);
 /* Memory. Results of ops live in the context's arena until a rewind below them or tfm_destroy. All three rewind or mark
  * with an error set too, so a loop gets its memory back after a failed step (tfm_keep then gives NULL). Marks nest:
  * rewinding to one makes those behind it invalid, and using a mark whose tensors are gone, or another context's, is an
- * error. Memory goes back to the arena, not to the allocator: a repeated step takes none. */
+ * error. Memory goes back to the arena, and from there to the allocator only where memory is short: a repeated step
+ * takes none. */
 typedef struct tfm_marker { int64_t position[4]; } tfm_marker;
 TFM_API tfm_marker tfm_mark(tfm_ctx *c);                       /* remembers the arena's top */
 /* Frees all results made since. Using such a tensor afterwards is an error (see MEMORY); texts and arrays are simply
@@ -1805,10 +1806,11 @@ TFM__INLINE uint16_t tfm__f32_to_bf16(float x) {
 
 typedef struct tfm__chunk {
     char *base;                     /* a made-up address in a dry run */
-    int64_t size, used;
+    int64_t size, used;             /* size 0: given back */
 } tfm__chunk;
 
-/* A stack of memory in chunks. Chunks stay when it is rewound: a repeated step finds them again, in the same order. */
+/* A stack of memory in chunks. Chunks stay when it is rewound: a repeated step finds them again, in the same order.
+ * Only when memory is short those that hold nothing go. */
 typedef struct tfm__arena {
     tfm__chunk chunk[TFM__CHUNKS];
     int count, current;
@@ -2175,8 +2177,25 @@ TFM__UNUSED static void *tfm__alloc_shared(tfm_ctx *c, int64_t bytes, int data) 
 #define TFM__DRY_ADDRESS ((uintptr_t)TFM__ALIGN)
 #endif
 
+/* Gives back the chunks that hold nothing: steps that grow leave some behind at every size. Marks count chunks, so
+ * those below the top keep their number, without memory. 0: there was none. */
+static int tfm__arena_shed(tfm_ctx *c) {
+    tfm__arena *a = &c->arena;
+    int i, shed = 0;
+    for (i = 0; i < a->count; i++) {
+        tfm__chunk *chunk = &a->chunk[i];
+        if (chunk->used || !chunk->size) continue;
+        a->total -= chunk->size;
+        tfm__give(c, chunk->base);
+        memset(chunk, 0, sizeof *chunk);
+        shed = 1;
+    }
+    while (a->count > a->current && !a->chunk[a->count - 1].size) a->count--;
+    return shed;
+}
+
 /* Adds a chunk that holds at least `need`. A large one first, so that there are few; when memory is short, smaller
- * ones. */
+ * ones, at last in place of those that hold nothing. */
 static int tfm__arena_grow(tfm_ctx *c, int64_t need) {
     tfm__arena *a = &c->arena;
     tfm__chunk *chunk = &a->chunk[a->count];
@@ -2189,7 +2208,7 @@ static int tfm__arena_grow(tfm_ctx *c, int64_t need) {
         tfm__count(&c->plan, tfm__block_bytes(size));
     } else {
         while (!(chunk->base = (char *)tfm__take(c, size))) {
-            if (size == need) return 0;
+            if (size == need) return tfm__arena_shed(c) && tfm__arena_grow(c, need);
             size = tfm__max64(need, tfm__round_up(size / 2, TFM__ALIGN));
         }
         tfm__poison(chunk->base, size);
@@ -2210,7 +2229,10 @@ static char *tfm__arena_place(tfm_ctx *c, int64_t bytes) {
     if (!tfm__add(bytes, TFM__ALIGN + TFM__REDZONE, &need)) return NULL;
     need = tfm__round_up(tfm__max64(bytes, 1), TFM__ALIGN) + TFM__REDZONE;
     for (i = a->current; i < a->count && a->chunk[i].size - a->chunk[i].used < need; i++) continue;
-    if (i == a->count && !tfm__arena_grow(c, need)) return NULL;
+    if (i == a->count) {
+        if (!tfm__arena_grow(c, need)) return NULL;
+        i = a->count - 1;
+    }
     a->current = i;
     p = a->chunk[i].base + a->chunk[i].used;
     a->chunk[i].used += need;
@@ -2264,7 +2286,8 @@ static void tfm__arena_poison(const tfm_ctx *c, int first, int last) {
     int i;
     if (!TFM__ASAN || c->dry) return;
     for (i = first; i <= last && i < a->count; i++) {
-        tfm__poison(a->chunk[i].base + a->chunk[i].used, a->chunk[i].size - a->chunk[i].used);
+        const tfm__chunk *chunk = &a->chunk[i];
+        if (chunk->size) tfm__poison(chunk->base + chunk->used, chunk->size - chunk->used);
     }
 }
 
@@ -7521,7 +7544,8 @@ TFM_API void tfm_measure_begin(tfm_ctx *c) {
     if (c->dry) tfm__fail(c, TFM_INVALID, "tfm_measure_begin: tfm_measure_end of the last one is missing");
     if (!tfm__failed(c)) {
         c->plan = c->real;
-        for (i = 0; i < c->arena.count; i++) c->plan.held -= tfm__block_bytes(c->arena.chunk[i].size);
+        for (i = 0; i < c->arena.count; i++)
+            if (c->arena.chunk[i].size) c->plan.held -= tfm__block_bytes(c->arena.chunk[i].size);
         c->plan.held -= tfm__headers_bytes(c->headers.capacity);
         if (c->rows) c->plan.held -= tfm__block_of(c->rows)->bytes;
         c->headers.dry_live = c->headers.live;

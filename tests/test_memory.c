@@ -662,6 +662,42 @@ Test(memory, a_long_loop_stays_as_large_as_its_first_round) {
     assert_no_leak(&m);
 }
 
+static int step_of(tfm_ctx *c, int64_t n) {
+    const tfm_marker mark = tfm_mark(c);
+    const int done = tfm_scale(c, tfm_shift(c, tfm_zeros(c, TFM_SHAPE(n, 1000)), 1), 2) != NULL;
+    tfm_rewind(c, mark);
+    return done;
+}
+
+/* What shorter ones left in the arena is not in the way of a longer one. */
+Test(memory, a_step_takes_what_was_measured_whatever_ran_before) {
+    enum { LONGEST = 1000 };
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_memory need, again;
+    tfm_ctx *c = context_on(NULL);
+    int64_t n, calls;
+    tfm_measure_begin(c);
+    (void)step_of(c, LONGEST);
+    assert_ok(c, tfm_measure_end(c, &need));
+    tfm_destroy(c);
+    memset(&o, 0, sizeof o);
+    o.threads = 1;
+    o.memory_limit = need.held_peak;
+    o.allocator = test_allocator(&m);
+    c = tfm_create(&o);
+    for (n = 1; n <= LONGEST; n += 9) cr_assert(step_of(c, n), "length %lld: %s", (long long)n, tfm_error(c));
+    calls = m.calls;
+    for (n = 1; n <= LONGEST; n += 9) cr_assert(step_of(c, n), "length %lld: %s", (long long)n, tfm_error(c));
+    cr_expect_eq(m.calls, calls, "what the longest step took holds all others");
+    tfm_measure_begin(c);
+    (void)step_of(c, LONGEST);
+    assert_ok(c, tfm_measure_end(c, &again));
+    cr_expect_eq(again.held_peak, need.held_peak);
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
 /* Run after run, an allocation fails, and then all from there on fail. No crash, no leak, an error that says out of
  * memory; or the right result, since the arena asks for less when it cannot have much. Then there is memory again
  * and the same context works. */
