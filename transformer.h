@@ -801,8 +801,8 @@ TFM_API TFM_CHECK tfm_status tfm_params_prepare(tfm_ctx *c, tfm_params *p);
  * them in between. */
 TFM_API tfm_tensor *tfm_params_write_begin(tfm_ctx *c, tfm_params *p, const char *name);
 TFM_API TFM_CHECK tfm_status tfm_params_write_end(tfm_ctx *c, tfm_params *p, const char *name);
-/* Converts the parameters of two and more dims to f16, bf16 or f32; vectors keep their dtype. Packed ones stay packed.
- * Views of them dangle. */
+/* Converts the parameters of two and more dims to f16, bf16 or f32; vectors keep their dtype, but f64 becomes f32.
+ * Packed ones stay packed. Views of them dangle. */
 TFM_API TFM_CHECK tfm_status tfm_params_cast(tfm_ctx *c, tfm_params *p, int dtype);
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -1263,7 +1263,7 @@ typedef struct tfm_load_options {
     /* 1: do not pack (tfm_params_prepare) after loading. Only what an init has marked before is packed: when the inits
      * come after the load, call tfm_params_prepare behind them */
     int plain;
-    int cast;                          /* 1: convert all weight matrices of the store to dtype */
+    int cast;                          /* 1: convert the weights of the store to dtype, as tfm_params_cast does */
     int dtype;
     const tfm_rule *rules; int64_t rule_count;
     const char *prefix;                /* put before every name, with a '.' between */
@@ -15428,6 +15428,13 @@ static int tfm__shape_is(const tfm_tensor *t, tfm_shape shape) {
     return t->ndim == shape.ndim && !memcmp(t->shape, shape.dim, sizeof(int64_t) * (size_t)shape.ndim);
 }
 
+/* What tfm_params_cast makes of t: matrices get the dtype; a vector (bias, norm weight) is small and keeps its
+ * precision, but f64, with which nothing computes. */
+static int tfm__cast_dtype(const tfm_tensor *t, int dtype) {
+    if (!tfm__is_real(t->dtype)) return t->dtype;
+    return t->ndim > 1 ? dtype : t->dtype == TFM_F64 ? TFM_F32 : t->dtype;
+}
+
 /* 0: q is not of this shape and dtype (-1: any float dtype); the error is set. */
 static int tfm__param_agrees(tfm_ctx *c, const tfm__param *q, int dtype, tfm_shape shape) {
     const tfm_tensor *t = &q->tensor;
@@ -15439,7 +15446,8 @@ static int tfm__param_agrees(tfm_ctx *c, const tfm__param *q, int dtype, tfm_sha
         return 0;
     }
     if (dtype >= 0 ? t->dtype != dtype : !tfm__is_float(t->dtype)) {
-        const int helps = t->ndim > 1 && tfm__is_real(t->dtype) && (dtype < 0 || tfm__is_float(dtype));
+        const int wanted = dtype < 0 ? TFM_F32 : dtype;
+        const int helps = tfm__is_float(wanted) && tfm__cast_dtype(t, wanted) == wanted;
         tfm__fail(c, TFM_INVALID, "parameter '%s' is %s in the store, but %s is needed%s", q->name,
                   tfm_dtype_name(t->dtype), dtype >= 0 ? tfm_dtype_name(dtype) : "f32, f16 or bf16",
                   helps ? " (tfm_params_cast converts)" : "");
@@ -15703,15 +15711,14 @@ static void tfm__cast_task(void *arg, int64_t begin, int64_t end, int slot) {
                  j->from + at * tfm_dtype_size(j->from_dtype), j->from_dtype, 1, n);
 }
 
-/* Matrices only; a vector (bias, norm weight) is small and keeps its precision. A packed one stays packed: panels are
- * converted element by element like plain rows. */
-static tfm_status tfm__param_cast(tfm_ctx *c, tfm__param *q, int dtype) {
+/* A packed one stays packed: panels are converted element by element like plain rows. */
+static tfm_status tfm__param_cast(tfm_ctx *c, tfm__param *q, int to) {
     tfm_tensor *t = &q->tensor;
-    const int layout = t->layout;
+    const int layout = t->layout, dtype = tfm__cast_dtype(t, to);
     const int64_t size = tfm_dtype_size(t->dtype);
     tfm__cast_job j;
     int64_t bytes;
-    if (t->ndim < 2 || t->dtype == dtype || !tfm__is_real(t->dtype)) return TFM_OK;
+    if (t->dtype == dtype) return TFM_OK;
     j.c = c;
     j.from = (const char *)(layout == TFM_PANELS ? t->panels : t->data);
     j.from_dtype = t->dtype;
@@ -20527,8 +20534,7 @@ static int tfm__group_view(tfm__plan *l, int64_t first, int64_t last, tfm_tensor
 
 /* The dtype of a new parameter: cast where tfm_params_cast would, so that no weight is there twice. */
 static int tfm__group_dtype(const tfm__plan *l, const tfm_tensor *whole) {
-    const int matrix = whole->ndim > 1 && tfm__is_real(whole->dtype);
-    return l->options->cast && matrix ? l->options->dtype : whole->dtype;
+    return l->options->cast ? tfm__cast_dtype(whole, l->options->dtype) : whole->dtype;
 }
 
 /* The parameter that exists can take the values, or there can be a new one. */

@@ -560,6 +560,44 @@ Test(params, cast_rounds_matrices_and_leaves_vectors) {
         }
 }
 
+/* Of a state_dict of doubles, too: what the error says helps, helps. */
+Test(params, cast_makes_f32_of_f64_vectors) {
+    static const double values[3] = {0.5, -3, 1.0 / 3};
+    int casts;
+    for (casts = 0; casts < 2; casts++) {
+        tfm_ctx *c = context_of(1);
+        tfm_params *p = tfm_params_create(c), *q = tfm_params_create(c);
+        tfm_load_options o;
+        tfm_norm_layer layer;
+        int64_t size;
+        void *file;
+        assert_made(c, tfm_params_wrap(c, p, "n.weight", TFM_F64, TFM_SHAPE(3), values));
+        assert_made(c, tfm_params_wrap(c, p, "n.bias", TFM_F64, TFM_SHAPE(3), values));
+        assert_made(c, tfm_params_wrap(c, p, "scale", TFM_F64, tfm_shape_of(0, NULL), values));
+        size = tfm_params_saved_size(p);
+        file = malloc((size_t)size);
+        assert_ok(c, tfm_params_save_memory(c, p, file, size));
+        memset(&o, 0, sizeof o);
+        o.cast = casts;
+        o.dtype = TFM_BF16;
+        assert_ok(c, tfm_params_load_memory(c, q, file, size, &o));
+        if (!casts) {
+            assert_init_refused(c, tfm_norm_init(c, q, "n", TFM_LAYER_NORM, 3, 1, 0, &layer), "tfm_params_cast converts");
+            assert_ok(c, tfm_params_cast(c, q, TFM_BF16));
+        }
+        assert_ok(c, tfm_norm_init(c, q, "n", TFM_LAYER_NORM, 3, 1, 0, &layer));
+        assert_same_values(c, layer.weight, tfm_cast(c, tfm_params_find(p, "n.weight"), TFM_F32));
+        assert_same_values(c, layer.bias, tfm_cast(c, tfm_params_find(p, "n.bias"), TFM_F32));
+        cr_assert_eq(layer.bias->dtype, TFM_F32);
+        cr_assert_eq(tfm_params_find(q, "scale")->dtype, TFM_F32);
+        assert_made(c, tfm_norm_forward(c, &layer, tfm_ones(c, TFM_SHAPE(2, 3))));
+        free(file);
+        tfm_params_destroy(p);
+        tfm_params_destroy(q);
+        tfm_destroy(c);
+    }
+}
+
 /* f64 is rounded once, as by tfm_cast and by a load that casts: by way of f32 these would be the even neighbours. */
 Test(params, cast_rounds_f64_once) {
     static const int dtypes[2] = {TFM_F16, TFM_BF16};
