@@ -1656,16 +1656,18 @@ TFM__UNUSED static double tfm__now(void) {
     QueryPerformanceCounter(&count);
     QueryPerformanceFrequency(&frequency);
     return (double)count.QuadPart / (double)frequency.QuadPart;
-#else
+#elif TFM__LINUX || defined(CLOCK_MONOTONIC)
     struct timespec now;
     now.tv_sec = 0;
     now.tv_nsec = 0;
 #if defined(CLOCK_MONOTONIC)
     (void)TFM__CLOCK_GETTIME(CLOCK_MONOTONIC, &now);
 #else
-    (void)TFM__CLOCK_GETTIME(1, &now); /* Linux's CLOCK_MONOTONIC, hidden by -std=c99 */
+    (void)TFM__CLOCK_GETTIME(1, &now); /* hidden by -std=c99 */
 #endif
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)clock() / (double)CLOCKS_PER_SEC; /* C's own: there may be no POSIX, as in newlib without a system */
 #endif
 }
 

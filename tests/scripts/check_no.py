@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from report import Report, WARNINGS, output_of, read, run_all, write, HEADER
+from report import Report, WARNINGS, available, output_of, read, run_all, write, HEADER
 
 SMOKE = """
 #define TRANSFORMER_IMPLEMENTATION
@@ -38,6 +38,19 @@ def build(name, defines):
 for macro in macros:
     report.attempt(macro, build, macro, [macro])
 report.attempt("all of them", build, "all", macros)
+
+
+def no_posix(name, *compiler):
+    """With all of them left out nothing is called that C99 does not have: bare metal may have no more."""
+    source = write(f"build/check/no/{name}.c", "".join(f"#define {d}\n" for d in macros) + SMOKE)
+    return run_all([*compiler, "-std=c99", *WARNINGS, "-Wno-missing-field-initializers", "-I.", source, "-lm", "-o", source[:-2]])
+
+
+report.attempt("no POSIX", no_posix, "no-posix", "gcc", "-U__linux__")
+if available("arm-none-eabi-gcc"):
+    report.attempt("newlib", no_posix, "newlib", "arm-none-eabi-gcc", "-mcpu=cortex-m7", "-mthumb", "--specs=nosys.specs")
+else:
+    report.skip("newlib", "no arm-none-eabi-gcc")
 
 
 def big_endian():
