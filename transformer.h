@@ -734,7 +734,8 @@ TFM_API tfm_cache *tfm_cache_create(tfm_ctx *c, const tfm_cache_options *options
 TFM_API void tfm_cache_destroy(tfm_cache *cache);
 TFM_API int64_t tfm_cache_memory(const tfm_cache_options *options);   /* bytes that create takes; -1: invalid */
 /* Puts keys and values behind what layer holds, converted to its dtype: k (B, Hkv, L, dk), v (B, Hkv, L, dv). counts
- * (B) i64/i32 or NULL: how many of the L are real in each row (ragged batch). Full is an error that changes nothing. */
+ * (B) i64/i32 or NULL: so many of the L, the first, are real in each row (ragged batch). Full is an error that changes
+ * nothing. */
 TFM_API TFM_CHECK tfm_status tfm_cache_append(tfm_ctx *c, tfm_cache *cache, int64_t layer, const tfm_tensor *k,
                                               const tfm_tensor *v, const tfm_tensor *counts);
 /* tfm_attention over what the cache holds of `layer`: q (B, H, Lq, dk), the result (B, H, Lq, dv). Positions: query i
@@ -980,8 +981,9 @@ typedef struct tfm_stack_options {
     int64_t position;                  /* position of the first token when there is no cache */
 } tfm_stack_options;
 /* One layer. Encoder: x (B, L, d_model), the result has its shape. Decoder: x (B, Lt, d_model), memory (B, Ls,
- * d_model), or NULL with memory_cache; the result has x's shape. options NULL: no mask, not training. Post-norm is
- * norm1(x + attention(x)), then norm2(x + feed_forward(x)); pre-norm adds to x what works on norm(x). */
+ * d_model), or NULL with memory_cache; the result has x's shape. options NULL: no mask, not training; of caches layer 0
+ * is used. Post-norm is norm1(x + attention(x)), then norm2(x + feed_forward(x)); pre-norm adds to x what works on
+ * norm(x). */
 TFM_API TFM_CHECK tfm_status tfm_encoder_layer_init(tfm_ctx *c, tfm_params *p, const char *prefix,
                                                     const tfm_block_config *config, tfm_encoder_layer *layer);
 TFM_API tfm_tensor *tfm_encoder_layer_forward(tfm_ctx *c, const tfm_encoder_layer *layer, const tfm_tensor *x,
@@ -1034,9 +1036,11 @@ typedef struct tfm_transformer_config {
     int head_bias;                     /* 1: the head has a bias */
     int shared_embedding;              /* one table for source and target */
     int scale_embedding;               /* 1: times sqrt(d_model), as in the paper */
-    int64_t max_length;                /* of learned positions, and of a session by default; 0: 512 */
+    int64_t max_length;                /* of learned positions of both sides, and of a session by default; 0: 512 */
     int64_t position_start;            /* position number of the first token (0, or 1 for Tensor2Tensor's models) */
-    int64_t relative_buckets, relative_max_distance;  /* 0: 32 and 128; a distance of at most 65536 */
+    /* 0: 32 and 128; a distance of at most 65536. T5 itself does not divide scores by sqrt(head_size): multiply the
+     * query rows of its in_proj_weight by that */
+    int64_t relative_buckets, relative_max_distance;
 } tfm_transformer_config;
 
 typedef struct tfm_transformer {
@@ -1118,8 +1122,9 @@ TFM_API tfm_tensor *tfm_classifier_forward(tfm_ctx *c, const tfm_classifier *hea
  *  Generation
  * ---------------------------------------------------------------------------------------------------------------- */
 /* A session holds the caches of `batch` rows of one model. Feeding a prompt whole, in chunks or token by token,
- * alone or in a batch, gives the same bits. It copies the tfm_transformer struct; the parameters must outlive it. One
- * thread at a time. */
+ * alone or in a batch, gives the same bits. An id attends all that its row holds: for a window or another mask call the
+ * model's stack with a tfm_cache. It copies the tfm_transformer struct; the parameters must outlive it. One thread at a
+ * time. */
 typedef struct tfm_session_options {
     int cache_dtype;                   /* TFM_F32, TFM_F16, TFM_BF16 */
     int64_t batch;                     /* 0: 1 */
@@ -1135,8 +1140,8 @@ TFM_API void tfm_session_reset(tfm_session *s);              /* empty again, the
  * keeps the keys and values. */
 TFM_API TFM_CHECK tfm_status tfm_session_encode(tfm_ctx *c, tfm_session *s, const tfm_tensor *source,
                                                 const tfm_tensor *lengths);
-/* Feeds ids (batch, L); counts (batch) or NULL: how many are real in each row. Returns the logits after each row's
- * last id, (batch, vocab). A row with count 0 gives zeros. */
+/* Feeds ids (batch, L); counts (batch) or NULL: so many, the first, are real in each row. Returns the logits after each
+ * row's last id, (batch, vocab). A row with count 0 gives zeros. */
 TFM_API tfm_tensor *tfm_session_feed(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);
 /* The logits after every id, (batch, L, vocab): to score a text. */
 TFM_API tfm_tensor *tfm_session_feed_all(tfm_ctx *c, tfm_session *s, const tfm_tensor *ids, const tfm_tensor *counts);
