@@ -875,6 +875,55 @@ Test(threads, a_signal_handler_may_cancel) {
     tfm_destroy(c);
 }
 
+#if !defined(_WIN32) && !defined(UNDER_TSAN)
+/* Memory that comes page by page when it is touched, as programs with a paging of their own have it. */
+enum { PAGE = 65536, PAGES = 64 };
+static struct paging {
+    unsigned char *memory;
+    pthread_t caller;
+    volatile sig_atomic_t elsewhere; /* pages that came for another thread than the caller */
+} paging;
+
+static void bring_page(int number, siginfo_t *info, void *context) {
+    const size_t at = (size_t)((unsigned char *)info->si_addr - paging.memory);
+    (void)context;
+    if (at >= (size_t)PAGE * PAGES || mprotect(paging.memory + at / PAGE * PAGE, PAGE, PROT_READ | PROT_WRITE))
+        signal(number, SIG_DFL);
+    if (!pthread_equal(pthread_self(), paging.caller)) paging.elsewhere = paging.elsewhere + 1;
+    else pause_ms(1); /* the others have time to come */
+}
+
+/* Signals of the program stay with its own threads; a fault is handled where it happens. */
+Test(threads, a_fault_of_a_worker_reaches_the_programs_handler, .timeout = 120) {
+    static const int faults[2] = {SIGSEGV, SIGBUS}; /* the second on Apple's systems */
+    const size_t bytes = (size_t)PAGE * PAGES;
+    struct sigaction action, before[2];
+    tfm_ctx *c = threaded(4);
+    int i;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = bring_page;
+    action.sa_flags = SA_SIGINFO;
+    paging.memory = (unsigned char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    cr_assert(paging.memory != MAP_FAILED, "mmap");
+    paging.caller = pthread_self();
+    paging.elsewhere = 0;
+    for (i = 0; i < 2; i++) sigaction(faults[i], &action, &before[i]);
+    for (i = 0; i < 100 && !paging.elsewhere; i++) {
+        const tfm_marker mark = tfm_mark(c);
+        tfm_tensor *y;
+        cr_assert_eq(mprotect(paging.memory, bytes, PROT_NONE), 0);
+        y = tfm_exp(c, tfm_wrap(c, TFM_F32, TFM_SHAPE(PAGES * PAGE / 4), paging.memory));
+        assert_made(c, y);
+        cr_assert(((float *)y->data)[0] == 1 && ((float *)y->data)[PAGES * PAGE / 4 - 1] == 1);
+        tfm_rewind(c, mark);
+    }
+    for (i = 0; i < 2; i++) sigaction(faults[i], &before[i], NULL);
+    cr_expect_gt(paging.elsewhere, 0, "no worker took a page");
+    munmap(paging.memory, bytes);
+    tfm_destroy(c);
+}
+#endif
+
 /* -- workers behave ------------------------------------------------------------------------------------------------ */
 
 /* How the caller rounds is how all threads of its job round, and no later job. */
