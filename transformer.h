@@ -19888,6 +19888,7 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
 #define TFM__CREATE_MODE (_S_IREAD | _S_IWRITE)
 #define TFM__FD(name) _##name
 #else
+#include <errno.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #define TFM__OPEN_FLAGS O_RDONLY
@@ -19925,13 +19926,28 @@ static int tfm__bytes_map(int fd, tfm__bytes *b) {
 #endif
 }
 
+/* A descriptor, -1: an error. What waits for the other end of a pipe, here and in reading, goes on after a signal. */
+static int tfm__fd_open(const char *path, int flags, int mode) {
+#if TFM__WINDOWS
+    return _open(path, flags, mode);
+#else
+    int fd;
+    do fd = open(path, flags, mode);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+#endif
+}
+
 /* At most `size` bytes; how many, 0 at the end, -1: an error. */
 static int64_t tfm__fd_read(int fd, void *data, int64_t size) {
     const int64_t piece = tfm__min64(size, TFM__IO_BYTES);
 #if TFM__WINDOWS
     return _read(fd, data, (unsigned)piece);
 #else
-    return (int64_t)read(fd, data, (size_t)piece);
+    int64_t got;
+    do got = (int64_t)read(fd, data, (size_t)piece);
+    while (got < 0 && errno == EINTR);
+    return got;
 #endif
 }
 
@@ -19965,7 +19981,7 @@ static tfm_status tfm__bytes_read(tfm_ctx *c, const char *path, int fd, tfm__byt
 
 /* Opened once, whatever it is: who writes into a pipe would lose what it wrote with the first of two readers. */
 static tfm_status tfm__bytes_open(tfm_ctx *c, const char *path, tfm__bytes *b) {
-    const int fd = TFM__FD(open)(path, TFM__OPEN_FLAGS);
+    const int fd = tfm__fd_open(path, TFM__OPEN_FLAGS, 0);
     memset(b, 0, sizeof *b);
     if (fd < 0) return tfm__fail(c, TFM_IO, "%.300s: cannot be opened", path);
     if (!tfm__bytes_map(fd, b)) tfm__ignore(tfm__bytes_read(c, path, fd, b));
@@ -20977,7 +20993,7 @@ static tfm_status tfm__replace_begin(tfm_ctx *c, tfm__replace *r, const char *pa
             (uint64_t)(tfm__now() * 1e9) ^ tfm__thread_id() ^ (uint64_t)(uintptr_t)r ^ (uint64_t)attempt << 32;
         tfm__format(r->temporary, room, "%.*stfm%08lx.tmp", folder, path, /* short: path's name may be the longest */
                     (unsigned long)((mix * 0x9E3779B97F4A7C15u) >> 32));
-        r->sink.fd = TFM__FD(open)(r->temporary, TFM__CREATE_FLAGS, mode);
+        r->sink.fd = tfm__fd_open(r->temporary, TFM__CREATE_FLAGS, mode);
     }
     if (r->sink.fd >= 0) return TFM_OK;
     tfm__free(c, r->temporary);

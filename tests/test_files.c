@@ -4,7 +4,9 @@
 #if !defined(_WIN32)
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #if defined(__linux__)
 #include <signal.h>
@@ -744,6 +746,57 @@ Test(files, a_named_pipe_is_opened_once) {
     assert_no_leak(&m);
 #endif
 }
+
+/* A handler without SA_RESTART ends what waits, the opening as well as the reading: both are begun again. */
+#if !defined(_WIN32)
+static volatile sig_atomic_t alarms;
+static void count_alarm(int number) {
+    (void)number;
+    alarms = alarms + 1;
+}
+
+Test(files, signals_do_not_end_the_reading_of_a_pipe) {
+    static const struct itimerval often = {{0, 2000}, {0, 2000}}, never = {{0, 0}, {0, 0}};
+    struct sigaction action, before;
+    char path[512];
+    tfm_ctx *c;
+    const char *back;
+    int64_t size = 0;
+    int status = 0;
+    pid_t writer;
+    if (test_emulated()) cr_skip_test("timers of an emulator are not its strength");
+    c = context();
+    test_temporary_path(path, sizeof path, "slow_pipe");
+    cr_assert_eq(mkfifo(path, 0600), 0);
+    writer = fork();
+    if (!writer) {
+        int fd, i, bad = 0;
+        usleep(30000);
+        fd = open(path, O_WRONLY);
+        for (i = 0; i < 3; i++) {
+            usleep(30000);
+            bad |= write(fd, "abc", 3) != 3;
+        }
+        close(fd);
+        _exit(bad);
+    }
+    cr_assert(writer > 0);
+    memset(&action, 0, sizeof action);
+    action.sa_handler = count_alarm;
+    sigaction(SIGALRM, &action, &before);
+    setitimer(ITIMER_REAL, &often, NULL);
+    back = (const char *)tfm_read_file(c, path, &size);
+    setitimer(ITIMER_REAL, &never, NULL);
+    sigaction(SIGALRM, &before, NULL);
+    if (!back) kill(writer, SIGKILL);
+    cr_expect_eq(waitpid(writer, &status, 0), writer);
+    remove(path);
+    cr_assert_not_null(back, "%s", tfm_error(c));
+    cr_expect_str_eq(back, "abcabcabc");
+    cr_expect_gt(alarms, 3, "%d signals", (int)alarms);
+    tfm_destroy(c);
+}
+#endif
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
