@@ -20982,6 +20982,8 @@ static tfm_status tfm__replace_begin(tfm_ctx *c, tfm__replace *r, const char *pa
     if (!stat(path, &old)) {
         if (!S_ISREG(old.st_mode)) return tfm__fail(c, TFM_IO, "%.300s: it is there and not a regular file", path);
         mode = (int)(old.st_mode & 0777); /* a private file stays private */
+    } else if (errno != ENOENT) {
+        mode = 0600; /* too large for a 32-bit stat: it may be private */
     }
 #endif
     memset(r, 0, sizeof *r);

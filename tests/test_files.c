@@ -1,6 +1,8 @@
 /* safetensors: what is read, what is refused and how, what loading rules do, what is written. */
+#define _GNU_SOURCE
 #include "test.h"
 
+#include <limits.h>
 #if !defined(_WIN32)
 #include <dirent.h>
 #include <fcntl.h>
@@ -1011,6 +1013,29 @@ Test(files, a_write_that_fails_leaves_the_old_file) {
     tfm_destroy(c);
 #endif
 }
+
+/* What stands there may be too large for a 32-bit program to ask about: then the new file is private. */
+#if defined(__linux__) && LONG_MAX == 0x7fffffffL
+Test(files, a_large_private_file_stays_private) {
+    char path[512];
+    tfm_ctx *c = context();
+    struct stat info;
+    int fd;
+    test_temporary_path(path, sizeof path, "large");
+    fd = open64(path, O_WRONLY | O_CREAT, 0600);
+    cr_assert_geq(fd, 0);
+    if (ftruncate64(fd, (off64_t)3 << 30)) {
+        remove(path);
+        cr_skip_test("no files of 3 GB here");
+    }
+    close(fd);
+    assert_ok(c, tfm_write_file(c, path, "x", 1));
+    cr_assert_eq(stat(path, &info), 0);
+    cr_expect_eq(info.st_mode & 0777, 0600u, "a private file became public");
+    remove(path);
+    tfm_destroy(c);
+}
+#endif
 
 /* What is no file is not replaced by one: a pipe, and as root even a device, would be gone. */
 Test(files, writing_leaves_what_is_no_file) {
