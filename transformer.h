@@ -239,7 +239,7 @@ typedef struct tfm_tokenizer tfm_tokenizer;
  *  - Tensors, texts and arrays that come back lie in the context's arena: they live until a tfm_rewind below them or
  *    tfm_destroy. What has a _destroy (or _close) belongs to the caller; all of these take NULL.
  *  - Inputs may have any strides. Option structs and the arrays they point to are read during the call only; the
- *    options of tfm_create are copied. Strings are UTF-8 and end in NUL.
+ *    options of tfm_create are copied. Strings are UTF-8, paths among them, and end in NUL.
  *  - Sizes: B batch, L length, Lq queries, Lk keys, H heads, Hkv key/value heads, d size of a head or of a vector.
  * ---------------------------------------------------------------------------------------------------------------- */
 
@@ -19926,16 +19926,31 @@ static int tfm__bytes_map(int fd, tfm__bytes *b) {
 #endif
 }
 
-/* A descriptor, -1: an error. What waits for the other end of a pipe, here and in reading, goes on after a signal. */
-static int tfm__fd_open(const char *path, int flags, int mode) {
 #if TFM__WINDOWS
-    return _open(path, flags, mode);
+/* Narrow functions take the system's code page. What is not UTF-8 is taken for that, too: arguments of main are in it.
+ * To be freed by tfm__free; NULL: out of memory. */
+static wchar_t *tfm__wide_path(tfm_ctx *c, const char *path) {
+    const UINT page = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0) ? CP_UTF8 : CP_ACP;
+    const int count = MultiByteToWideChar(page, 0, path, -1, NULL, 0);
+    wchar_t *wide = (wchar_t *)tfm__alloc(c, ((int64_t)count + 1) * (int64_t)sizeof *wide);
+    if (wide) wide[MultiByteToWideChar(page, 0, path, -1, wide, count)] = 0;
+    return wide;
+}
+#endif
+
+/* A descriptor, -1: an error. What waits for the other end of a pipe, here and in reading, goes on after a signal. */
+static int tfm__fd_open(tfm_ctx *c, const char *path, int flags, int mode) {
+#if TFM__WINDOWS
+    wchar_t *wide = tfm__wide_path(c, path);
+    const int fd = wide ? _wopen(wide, flags, mode) : -1;
+    tfm__free(c, wide);
 #else
     int fd;
+    (void)c;
     do fd = open(path, flags, mode);
     while (fd < 0 && errno == EINTR);
-    return fd;
 #endif
+    return fd;
 }
 
 /* At most `size` bytes; how many, 0 at the end, -1: an error. */
@@ -19981,7 +19996,7 @@ static tfm_status tfm__bytes_read(tfm_ctx *c, const char *path, int fd, tfm__byt
 
 /* Opened once, whatever it is: who writes into a pipe would lose what it wrote with the first of two readers. */
 static tfm_status tfm__bytes_open(tfm_ctx *c, const char *path, tfm__bytes *b) {
-    const int fd = tfm__fd_open(path, TFM__OPEN_FLAGS, 0);
+    const int fd = tfm__fd_open(c, path, TFM__OPEN_FLAGS, 0);
     memset(b, 0, sizeof *b);
     if (fd < 0) return tfm__fail(c, TFM_IO, "%.300s: cannot be opened", path);
     if (!tfm__bytes_map(fd, b)) tfm__ignore(tfm__bytes_read(c, path, fd, b));
@@ -20995,7 +21010,7 @@ static tfm_status tfm__replace_begin(tfm_ctx *c, tfm__replace *r, const char *pa
             (uint64_t)(tfm__now() * 1e9) ^ tfm__thread_id() ^ (uint64_t)(uintptr_t)r ^ (uint64_t)attempt << 32;
         tfm__format(r->temporary, room, "%.*stfm%08lx.tmp", folder, path, /* short: path's name may be the longest */
                     (unsigned long)((mix * 0x9E3779B97F4A7C15u) >> 32));
-        r->sink.fd = tfm__fd_open(r->temporary, TFM__CREATE_FLAGS, mode);
+        r->sink.fd = tfm__fd_open(c, r->temporary, TFM__CREATE_FLAGS, mode);
     }
     if (r->sink.fd >= 0) return TFM_OK;
     tfm__free(c, r->temporary);
@@ -21018,6 +21033,22 @@ static void tfm__folder_sync(tfm_ctx *c, const char *path) {
 #endif
 }
 
+/* Puts a file in the place of another; to NULL: removes it. 1: done. */
+static int tfm__rename(tfm_ctx *c, const char *from, const char *to) {
+#if TFM__WINDOWS
+    wchar_t *source = tfm__wide_path(c, from), *target = to ? tfm__wide_path(c, to) : NULL;
+    int done = 0;
+    if (source && target) done = MoveFileExW(source, target, MOVEFILE_REPLACE_EXISTING) != 0;
+    else if (source && !to) done = DeleteFileW(source) != 0;
+    tfm__free(c, source);
+    tfm__free(c, target);
+    return done;
+#else
+    (void)c;
+    return !(to ? rename(from, to) : remove(from));
+#endif
+}
+
 static tfm_status tfm__replace_end(tfm_ctx *c, tfm__replace *r, const char *path) {
     int bad = r->sink.failed != 0 || tfm__failed(c);
 #if TFM__WINDOWS
@@ -21026,14 +21057,8 @@ static tfm_status tfm__replace_end(tfm_ctx *c, tfm__replace *r, const char *path
     bad |= fsync(r->sink.fd) != 0;
 #endif
     bad |= TFM__FD(close)(r->sink.fd) != 0;
-    if (!bad) {
-#if TFM__WINDOWS
-        bad = !MoveFileExA(r->temporary, path, MOVEFILE_REPLACE_EXISTING);
-#else
-        bad = rename(r->temporary, path) != 0;
-#endif
-    }
-    if (bad) (void)remove(r->temporary);
+    bad = bad || !tfm__rename(c, r->temporary, path);
+    if (bad) (void)tfm__rename(c, r->temporary, NULL);
     else tfm__folder_sync(c, path);
     tfm__free(c, r->temporary);
     return bad ? tfm__fail(c, TFM_IO, "%.300s: cannot be written", path) : TFM_OK;

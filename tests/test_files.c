@@ -1626,6 +1626,30 @@ Test(files, loading_from_memory_copies) {
     unload(l);
 }
 
+/* On Windows, too, whose narrow functions take a code page. */
+Test(files, paths_are_utf8) {
+    char path[600];
+    tfm_ctx *c = context();
+    const char *back;
+    int64_t size = 0;
+    test_temporary_path(path, sizeof path, "\xD0\xBC\xE6\xA8\xA1\xF0\x9F\x98\x80");
+    assert_ok(c, tfm_write_file(c, path, "old", 3));
+    assert_ok(c, tfm_write_file(c, path, "new", 3));
+    back = (const char *)tfm_read_file(c, path, &size);
+    cr_assert_not_null(back, "%s", tfm_error(c));
+    cr_expect_str_eq(back, "new");
+#if defined(_WIN32)
+    {
+        wchar_t wide[600];
+        cr_assert_gt(MultiByteToWideChar(CP_UTF8, 0, path, -1, wide, 600), 0);
+        cr_expect(DeleteFileW(wide), "the file has another name");
+    }
+#else
+    cr_expect_eq(remove(path), 0, "the file has another name");
+#endif
+    tfm_destroy(c);
+}
+
 /* ---- shards ----------------------------------------------------------------------------------------------------- */
 
 #if !defined(_WIN32)
