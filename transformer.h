@@ -1377,7 +1377,9 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #define TFM__BIG_ENDIAN 0
 #endif
 
-/* gcc for 32-bit x86 computes in registers wider than a float unless told otherwise. */
+/* gcc for 32-bit x86 computes in registers wider than a float unless told otherwise: a sum has other bits wherever the
+ * compiler spills differently, and what is rounded twice may reach the end of a range. It is told, for the whole
+ * library: every x86 since 2003 has SSE2. */
 #if defined(__i386__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SSE2_MATH__)
 #define TFM__X87 1
 #else
@@ -1509,6 +1511,9 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #define TFM__STRICT_FP_END
 #endif
 TFM__STRICT_FP_BEGIN
+#if TFM__X87
+#pragma GCC target("sse2,fpmath=sse")
+#endif
 
 /* Under plain -std=c99, or where a user asks for _POSIX_C_SOURCE or _XOPEN_SOURCE only, the C library hides what
  * follows; the functions are there all the same. */
@@ -1705,7 +1710,9 @@ TFM__INLINE void tfm__pause(void) {
 
 /* How this thread rounds and treats subnormals; workers take it over from the caller. */
 TFM__UNUSED static uint64_t tfm__fp_mode(void) {
-#if TFM__X86 && (defined(__SSE__) || defined(_MSC_VER))
+#if TFM__X87
+    return __builtin_ia32_stmxcsr() & 0xffc0u;
+#elif TFM__X86 && (defined(__SSE__) || defined(_MSC_VER))
     return _mm_getcsr() & 0xffc0u; /* without the exception flags */
 #elif TFM__X86
     uint16_t word; /* a 32-bit build without SSE computes with the x87 unit */
@@ -1721,7 +1728,9 @@ TFM__UNUSED static uint64_t tfm__fp_mode(void) {
 }
 
 TFM__UNUSED static void tfm__fp_set(uint64_t mode) {
-#if TFM__X86 && (defined(__SSE__) || defined(_MSC_VER))
+#if TFM__X87
+    __builtin_ia32_ldmxcsr((unsigned int)mode);
+#elif TFM__X86 && (defined(__SSE__) || defined(_MSC_VER))
     _mm_setcsr((unsigned int)mode);
 #elif TFM__X86
     uint16_t word = (uint16_t)mode;
@@ -3277,10 +3286,6 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #elif TFM__PASS == TFM__AVX512 && defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
                              apply_to = function)
-#elif TFM__PASS == TFM__SCALAR && TFM__X87
-/* In wide registers a sum has other bits wherever the compiler spills differently. Every x86 since 2003 has SSE2. */
-#pragma GCC push_options
-#pragma GCC target("sse2,fpmath=sse")
 #elif TFM__PASS == TFM__AVX2 && defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
@@ -3295,6 +3300,9 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wsign-conversion" /* at -O0 some intrinsics are macros */
+#endif
+#if TFM__X87 && TFM__PASS != TFM__SCALAR
+#pragma GCC target("fpmath=387") /* as the intrinsics were compiled: else they cannot be inlined */
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -6613,8 +6621,6 @@ static const tfm__kernels TFM__FN(kernels) = {
 #pragma clang attribute pop
 #elif TFM__PASS == TFM__AVX512 && defined(__clang__)
 #pragma clang attribute pop
-#elif TFM__PASS == TFM__SCALAR && TFM__X87
-#pragma GCC pop_options
 #elif TFM__PASS == TFM__AVX2 && defined(__GNUC__)
 #pragma GCC pop_options
 #elif TFM__PASS == TFM__AVX512 && defined(__GNUC__)

@@ -932,10 +932,6 @@ Test(threads, workers_take_over_the_callers_rounding) {
     const int64_t n = size(200000);
     float *expected[2] = {NULL, NULL};
     int i, mode;
-#if defined(__i386__) && !defined(__SSE__)
-    if (strcmp(test_env("TFM_ISA", ""), "scalar"))
-        cr_skip_test("a build without SSE hands on the x87 unit's mode only");
-#endif
     for (i = 0; i < 3; i++) {
         tfm_ctx *c = threaded(counts[i]);
         tfm_tensor *x = some(c, TFM_SHAPE(n), 1);
