@@ -168,7 +168,7 @@
 #if !defined(TFM_API)
 #if defined(TFM_STATIC)
 #if defined(__GNUC__) || defined(__clang__)
-#define TFM_API static __attribute__((unused))
+#define TFM_API static __attribute__((__unused__))
 #else
 #define TFM_API static
 #endif
@@ -178,7 +178,7 @@
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#define TFM_CHECK __attribute__((warn_unused_result))
+#define TFM_CHECK __attribute__((__warn_unused_result__))
 #else
 #define TFM_CHECK
 #endif
@@ -1462,18 +1462,18 @@ TFM_API const char *tfm_tokenizer_decode(tfm_ctx *c, const tfm_tokenizer *t, con
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#define TFM__UNUSED __attribute__((unused))
-#define TFM__NOINLINE static __attribute__((noinline, unused))
-#define TFM__INLINE static inline __attribute__((unused))
+#define TFM__UNUSED __attribute__((__unused__))
+#define TFM__NOINLINE static __attribute__((__noinline__, __unused__))
+#define TFM__INLINE static inline __attribute__((__unused__))
 #if defined(__NO_INLINE__) /* at -O0 a forced inline only costs stack and debugging */
-#define TFM__ALWAYS_INLINE static inline __attribute__((unused))
+#define TFM__ALWAYS_INLINE static inline __attribute__((__unused__))
 #else
-#define TFM__ALWAYS_INLINE static inline __attribute__((always_inline, unused))
+#define TFM__ALWAYS_INLINE static inline __attribute__((__always_inline__, __unused__))
 #endif
 #if defined(__clang__) || !defined(__MINGW32__)
-#define TFM__PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define TFM__PRINTF(text, first) __attribute__((__format__(__printf__, text, first)))
 #else
-#define TFM__PRINTF(text, first) __attribute__((format(gnu_printf, text, first)))
+#define TFM__PRINTF(text, first) __attribute__((__format__(__gnu_printf__, text, first)))
 #endif
 #else
 #define TFM__UNUSED
@@ -3282,10 +3282,10 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 
 /* The target region. gcc 12 prints false -Wuninitialized from its own AVX-512 header (PR 105593). */
 #if TFM__PASS == TFM__AVX2 && defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((__target__("avx2,fma,f16c"))), apply_to = function)
 #elif TFM__PASS == TFM__AVX512 && defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
-                             apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((__target__("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function)
 #elif TFM__PASS == TFM__AVX2 && defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
@@ -6978,7 +6978,7 @@ static void tfm__job_join(tfm__job *j, int slot) {
 #define TFM__GATE_INSIDE(word) ((word) & (TFM__GATE_OPEN - 1))
 #define TFM__GATE_SLOTS(word) ((int)(((word) >> 17) & 0xfff))
 #define TFM__GATE_JOB(word) ((word) >> 29)
-#define TFM__GATE_WORD(job, slots) ((((job) & 0x3fffffff) << 29) | ((int64_t)(slots) << 17) | TFM__GATE_OPEN)
+#define TFM__GATE_WORD(job, team) ((((job) & 0x3fffffff) << 29) | ((int64_t)(team) << 17) | TFM__GATE_OPEN)
 
 static int tfm__gate_calls(const tfm__worker *w, int64_t word, int64_t seen) {
     return (word & TFM__GATE_OPEN) && TFM__GATE_JOB(word) != seen && w->slot < TFM__GATE_SLOTS(word);
@@ -7073,15 +7073,15 @@ static void tfm__give_way(tfm__pool *p, int woken) {
 #endif
 }
 
-/* Spreads p->job over `slots` slots, the caller being slot 0. */
-static void tfm__pool_run(tfm__pool *p, int slots) {
+/* Spreads p->job over `team` slots, the caller being slot 0. */
+static void tfm__pool_run(tfm__pool *p, int team) {
     const int64_t closed = tfm__atomic_load(&p->gate);
-    int64_t word = TFM__GATE_WORD(TFM__GATE_JOB(closed) + 1, slots);
+    int64_t word = TFM__GATE_WORD(TFM__GATE_JOB(closed) + 1, team);
     double end;
     int i, woken = 0;
     tfm__atomic_store(&p->cpu, tfm__cpu_here());
     tfm__atomic_add(&p->gate, word - closed);
-    for (i = 0; i < slots - 1; i++) woken |= tfm__bed_leave(&p->worker[i].bed);
+    for (i = 0; i < team - 1; i++) woken |= tfm__bed_leave(&p->worker[i].bed);
     tfm__give_way(p, woken);
     tfm__job_work(&p->job, 0);
     do word = tfm__atomic_load(&p->gate);
@@ -7173,10 +7173,10 @@ static void tfm__thread_join(tfm__worker *w) { pthread_join(w->thread, NULL); }
 #endif
 #endif /* TFM__THREADS */
 
-static int64_t tfm__pool_bytes(int64_t slots) {
-    int64_t bytes = (int64_t)sizeof(tfm__pool) + slots * (int64_t)sizeof(int64_t);
+static int64_t tfm__pool_bytes(int64_t threads) {
+    int64_t bytes = (int64_t)sizeof(tfm__pool) + threads * (int64_t)sizeof(int64_t);
 #if TFM__THREADS
-    bytes += slots * (int64_t)sizeof(tfm__worker);
+    bytes += threads * (int64_t)sizeof(tfm__worker);
 #endif
     return bytes;
 }
@@ -7184,9 +7184,9 @@ static int64_t tfm__pool_bytes(int64_t slots) {
 /* Starts up to c->threads - 1 workers (none when the user's parallel_for does the work); c->threads becomes what there
  * is. spin: seconds. 0: the allocator has no memory. */
 static int tfm__pool_create(tfm_ctx *c, double spin) {
-    int64_t slots = c->threads, bytes = tfm__pool_bytes(slots);
+    int64_t threads = c->threads, bytes = tfm__pool_bytes(threads);
     tfm__pool *p;
-    if (slots < 2) return 1;
+    if (threads < 2) return 1;
     p = (tfm__pool *)tfm__take(c, bytes);
     if (!p) return 0;
     memset(p, 0, (size_t)bytes);
@@ -7195,9 +7195,9 @@ static int tfm__pool_create(tfm_ctx *c, double spin) {
 #if TFM__THREADS
     p->process = tfm__process_id();
     p->spin = spin;
-    p->worker = (tfm__worker *)(void *)(p->thread + slots);
+    p->worker = (tfm__worker *)(void *)(p->thread + threads);
     if (!c->options.parallel_for && tfm__bed_make(&p->bed)) {
-        for (; p->workers < slots - 1; p->workers++) {
+        for (; p->workers < threads - 1; p->workers++) {
             tfm__worker *w = &p->worker[p->workers];
             w->pool = p;
             w->slot = p->workers + 1;
@@ -7266,7 +7266,7 @@ static int tfm__slot_here(const tfm_ctx *c) {
 TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, double work, tfm__task task, void *arg) {
     tfm__pool *p = c->pool;
     tfm__job job;
-    int64_t slots;
+    int64_t team;
     if (items <= 0) return;
     job.c = c;
     job.task = task;
@@ -7280,12 +7280,12 @@ TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, doubl
         tfm__job_work(&job, tfm__slot_here(c));
         return;
     }
-    slots = tfm__min64(c->threads, job.pieces);
-    if (work < TFM__WORK_PER_SLOT * (double)slots) slots = tfm__min64(slots, 1 + (int64_t)(work / TFM__WORK_PER_SLOT));
+    team = tfm__min64(c->threads, job.pieces);
+    if (work < TFM__WORK_PER_SLOT * (double)team) team = tfm__min64(team, 1 + (int64_t)(work / TFM__WORK_PER_SLOT));
 #if TFM__THREADS
-    if (slots > 1 && p->process != tfm__process_id()) slots = 1;
+    if (team > 1 && p->process != tfm__process_id()) team = 1;
 #endif
-    if (slots < 2) {
+    if (team < 2) {
         tfm__job_work(&job, 0);
         return;
     }
@@ -7293,10 +7293,10 @@ TFM__UNUSED static void tfm__for(tfm_ctx *c, int64_t items, int64_t grain, doubl
     p->job = job;
     p->running = 1;
     if (c->options.parallel_for) {
-        (c->options.parallel_for)(c->options.parallel_user, (int)slots, tfm__hook_run, &p->job);
+        (c->options.parallel_for)(c->options.parallel_user, (int)team, tfm__hook_run, &p->job);
     }
 #if TFM__THREADS
-    else tfm__pool_run(p, (int)slots);
+    else tfm__pool_run(p, (int)team);
 #endif
     p->running = 0;
 }
@@ -15277,7 +15277,7 @@ struct tfm_params {
     tfm_allocator allocator; /* a copy: the store outlives the context it was made with */
     tfm__param **list;       /* in the order of creation */
     int64_t count, capacity;
-    int32_t *slots;     /* open addressing by hash: index + 1, 0 = free; kept up to date by writers only */
+    int32_t *table;     /* open addressing by hash: index + 1, 0 = free; kept up to date by writers only */
     int64_t slot_count; /* a power of two, more than twice count */
     tfm__kept *kept;
     tfm__slab *slab; /* with room for what tfm_params_prepare packs next, or NULL */
@@ -15312,44 +15312,44 @@ static tfm__param *tfm__param_of(const tfm_params *p, const char *name) {
     int64_t i;
     if (!p || !name || !p->slot_count) return NULL;
     hash = tfm__hash_name(name);
-    for (i = (int64_t)(hash & (uint64_t)(p->slot_count - 1)); p->slots[i]; i = (i + 1) & (p->slot_count - 1)) {
-        tfm__param *q = p->list[p->slots[i] - 1];
+    for (i = (int64_t)(hash & (uint64_t)(p->slot_count - 1)); p->table[i]; i = (i + 1) & (p->slot_count - 1)) {
+        tfm__param *q = p->list[p->table[i] - 1];
         if (q->hash == hash && !strcmp(q->name, name)) return q;
     }
     return NULL;
 }
 
-static void tfm__slot_put(int32_t *slots, int64_t slot_count, uint64_t hash, int64_t index) {
+static void tfm__slot_put(int32_t *table, int64_t slot_count, uint64_t hash, int64_t index) {
     int64_t i = (int64_t)(hash & (uint64_t)(slot_count - 1));
-    while (slots[i]) i = (i + 1) & (slot_count - 1);
-    slots[i] = (int32_t)(index + 1);
+    while (table[i]) i = (i + 1) & (slot_count - 1);
+    table[i] = (int32_t)(index + 1);
 }
 
 /* Makes room for one more parameter. 0: out of memory, nothing has changed. */
 static int tfm__params_grow(tfm_params *p) {
     int64_t i, capacity, slot_count;
     tfm__param **list;
-    int32_t *slots;
+    int32_t *table;
     if (p->count < p->capacity) return 1;
     capacity = p->capacity ? 2 * p->capacity : 32;
     slot_count = 4 * capacity;
     if (capacity > 0x20000000) return 0;
     list = (tfm__param **)tfm__alloc_from(&p->allocator, capacity * (int64_t)sizeof(*list));
-    slots = (int32_t *)tfm__alloc_from(&p->allocator, slot_count * (int64_t)sizeof(*slots));
-    if (!list || !slots) {
+    table = (int32_t *)tfm__alloc_from(&p->allocator, slot_count * (int64_t)sizeof(*table));
+    if (!list || !table) {
         if (list) tfm__free_to(&p->allocator, list);
-        if (slots) tfm__free_to(&p->allocator, slots);
+        if (table) tfm__free_to(&p->allocator, table);
         return 0;
     }
-    memset(slots, 0, (size_t)slot_count * sizeof(*slots));
+    memset(table, 0, (size_t)slot_count * sizeof(*table));
     for (i = 0; i < p->count; i++) {
         list[i] = p->list[i];
-        tfm__slot_put(slots, slot_count, list[i]->hash, i);
+        tfm__slot_put(table, slot_count, list[i]->hash, i);
     }
     if (p->list) tfm__free_to(&p->allocator, p->list);
-    if (p->slots) tfm__free_to(&p->allocator, p->slots);
+    if (p->table) tfm__free_to(&p->allocator, p->table);
     p->list = list;
-    p->slots = slots;
+    p->table = table;
     p->capacity = capacity;
     p->slot_count = slot_count;
     return 1;
@@ -15408,7 +15408,7 @@ static tfm__param *tfm__param_new(tfm_ctx *c, tfm_params *p, const char *who, co
 }
 
 static void tfm__param_publish(tfm_params *p, tfm__param *q) {
-    tfm__slot_put(p->slots, p->slot_count, q->hash, p->count);
+    tfm__slot_put(p->table, p->slot_count, q->hash, p->count);
     p->list[p->count++] = q;
 }
 
@@ -15504,8 +15504,8 @@ static void tfm__param_release(tfm__param *q) {
 /* Takes back the parameter that was published last. */
 static void tfm__param_withdraw(tfm_params *p, tfm__param *q) {
     int64_t i = (int64_t)(q->hash & (uint64_t)(p->slot_count - 1));
-    while (p->slots[i] != (int32_t)p->count) i = (i + 1) & (p->slot_count - 1);
-    p->slots[i] = 0; /* nothing was put behind it */
+    while (p->table[i] != (int32_t)p->count) i = (i + 1) & (p->slot_count - 1);
+    p->table[i] = 0; /* nothing was put behind it */
     p->count--;
     tfm__param_release(q);
     tfm__free_to(&p->allocator, q);
@@ -15790,7 +15790,7 @@ TFM_API void tfm_params_destroy(tfm_params *p) {
         kept = next;
     }
     if (p->list) tfm__free_to(&allocator, p->list);
-    if (p->slots) tfm__free_to(&allocator, p->slots);
+    if (p->table) tfm__free_to(&allocator, p->table);
     tfm__free_to(&allocator, p);
 }
 
@@ -16277,8 +16277,8 @@ static int tfm__rope_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size,
 TFM_API tfm_status tfm_rotary_tables(tfm_ctx *c, const tfm_rope *rope, int64_t head_size, int64_t start, int64_t length,
                                      tfm_tensor **cosine, tfm_tensor **sine) {
     const tfm__places places = tfm__places_from(start, length);
-    tfm_tensor *unused;
-    tfm__rope_tables(c, rope, head_size, &places, cosine ? cosine : &unused, sine ? sine : &unused);
+    tfm_tensor *spare;
+    tfm__rope_tables(c, rope, head_size, &places, cosine ? cosine : &spare, sine ? sine : &spare);
     return tfm__status(c);
 }
 

@@ -31,7 +31,8 @@ int other(void) {
 }
 """
 
-# Function-like macros: log and others of tgmath.h, malloc and free of the program's own, names of hooks; plain words.
+# Function-like macros: log and others of tgmath.h, malloc and free of the program's own, names of hooks; plain words; Qt's; short
+# spellings of attributes, as many programs have them.
 MACROS = """#include <stdlib.h>
 #include <tgmath.h>
 void *my_malloc(size_t size);
@@ -55,6 +56,16 @@ void my_free(void *pointer);
 #define NONE 8
 #define ONCE 8
 #define ROWS 8
+#define emit
+#define signals public
+#define slots
+#define always_inline inline __attribute__((__always_inline__))
+#define format(a, b, c) 8
+#define noinline __attribute__((__noinline__))
+#define printf my_printf
+#define target(a) 8
+#define unused __attribute__((__unused__))
+#define warn_unused_result __attribute__((__warn_unused_result__))
 """
 MACROS_MEANT = """
 void *my_malloc(size_t size) { return (malloc)(size); }
