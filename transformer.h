@@ -19883,6 +19883,12 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
 
 #define TFM__IO_BYTES (1 << 20) /* read or written at once: more is not faster, and Windows counts in 32 bits */
 
+#if TFM__WINDOWS || defined(__wasi__)
+#define TFM__MAPS 0
+#else
+#define TFM__MAPS 1 /* the system maps files; elsewhere they are read */
+#endif
+
 /* Descriptors: the one way to create a file that is not there yet, to know that it has reached the disk, and to open a
  * pipe only once. */
 #if TFM__WINDOWS
@@ -19895,7 +19901,9 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
 #define TFM__FD(name) _##name
 #else
 #include <errno.h>
+#if TFM__MAPS
 #include <sys/mman.h>
+#endif
 #include <sys/stat.h>
 #define TFM__OPEN_FLAGS O_RDONLY
 #define TFM__CREATE_FLAGS (O_WRONLY | O_CREAT | O_EXCL)
@@ -19904,7 +19912,7 @@ static tfm_status tfm__file_parse(tfm_ctx *c, tfm_file *f, const char *label) {
 #if TFM__LINUX && defined(__STRICT_ANSI__) && !defined(__cplusplus) /* hidden by -std=c99 */
 extern int fsync(int fd);
 #endif
-#if !defined(TFM__DONTNEED) && defined(MADV_DONTNEED)
+#if TFM__MAPS && !defined(TFM__DONTNEED) && defined(MADV_DONTNEED)
 #define TFM__DONTNEED MADV_DONTNEED
 #endif
 #endif
@@ -19912,7 +19920,7 @@ extern int fsync(int fd);
 /* Maps a regular file; 0: not possible, then it is read. A private mapping may be written without touching the file,
  * so that a stray write into a tensor of a file does not crash. */
 static int tfm__bytes_map(int fd, tfm__bytes *b) {
-#if TFM__WINDOWS
+#if !TFM__MAPS
     (void)fd;
     (void)b;
     return 0;
@@ -20015,7 +20023,7 @@ static void tfm__bytes_close(const tfm_allocator *a, tfm__bytes *b) {
     if (!b->mapped) {
         tfm__free_to(a, b->owned);
     } else {
-#if !defined(TFM_NO_STDIO) && !TFM__WINDOWS
+#if !defined(TFM_NO_STDIO) && TFM__MAPS
         munmap(b->owned, (size_t)b->size);
 #endif
     }
@@ -21974,6 +21982,7 @@ TFM__STRICT_FP_END
 #undef TFM__LOOPS_Many
 #undef TFM__LOOPS_Once
 #undef TFM__LT1
+#undef TFM__MAPS
 #undef TFM__MASK_AT
 #undef TFM__MASK_FAR
 #undef TFM__MASK_REACH

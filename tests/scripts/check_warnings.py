@@ -2,6 +2,7 @@
 """The header without a warning: gcc and clang, C99, C11, C++17; declarations and implementation; then other versions of
 the compilers where they are installed, and the tests, examples and benchmark."""
 import glob
+import os
 import subprocess
 from report import Report, WARNINGS, available, write
 
@@ -64,6 +65,11 @@ for compiler in available("gcc-11", "clang-13", "clang-15", "clang-16", "clang-1
 headers = subprocess.run(["gcc", "-print-multiarch"], stdout=subprocess.PIPE, text=True).stdout.strip()
 for compiler in available("clang", "clang-19"):
     report.command(f"implementation, {compiler} -m32", [compiler, "-m32", "-idirafter", f"/usr/include/{headers}", *WARNINGS, "-O1", *implementation[1:]])
+
+# WebAssembly, whose system maps no files and has no threads.
+if os.path.isdir("/usr/include/wasm32-wasi"):
+    for compiler in available("clang"):
+        report.command(f"implementation, {compiler} for WASI", [compiler, "--target=wasm32-wasi", "--sysroot=/usr", *WARNINGS, *implementation])
 
 for path in sorted(glob.glob("examples/*.c") + glob.glob("bench/[!p]*.c")):  # peers_*.c want other libraries
     for compiler in available("gcc", "clang"):
