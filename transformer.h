@@ -3281,11 +3281,17 @@ TFM__UNUSED static float tfm__reduce_angle(float x, float *turns) {
 #if defined(TFM__PASS) /* ------------------------------------------ from here to its end: once per instruction set */
 
 /* The target region. gcc 12 prints false -Wuninitialized from its own AVX-512 header (PR 105593). */
-#if TFM__PASS == TFM__AVX2 && defined(__clang__)
-#pragma clang attribute push(__attribute__((__target__("avx2,fma,f16c"))), apply_to = function)
-#elif TFM__PASS == TFM__AVX512 && defined(__clang__)
-#pragma clang attribute push( \
+#if defined(__clang__) && (TFM__PASS == TFM__AVX2 || TFM__PASS == TFM__AVX512)
+#pragma push_macro("function") /* clang replaces macros in its pragma, gcc does not */
+#undef function
+#pragma clang attribute push
+#if TFM__PASS == TFM__AVX2
+#pragma clang attribute(__attribute__((__target__("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma clang attribute( \
     __attribute__((__target__("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function)
+#endif
+#pragma pop_macro("function")
 #elif TFM__PASS == TFM__AVX2 && defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")

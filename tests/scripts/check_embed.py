@@ -61,8 +61,10 @@ void my_free(void *pointer);
 #define slots
 #define always_inline inline __attribute__((__always_inline__))
 #define format(a, b, c) 8
+#define function static
 #define noinline __attribute__((__noinline__))
 #define printf my_printf
+#define push(a) 8
 #define target(a) 8
 #define unused __attribute__((__unused__))
 #define warn_unused_result __attribute__((__warn_unused_result__))
