@@ -353,7 +353,8 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
  * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
  * made in between, by inits (nothing is loaded), have sizes but no values, and are of use until measure_end only. A
  * cache made before stays as it is; attention over it and forks of it see the lengths that appending (counts are not
- * looked at), cutting and sliding would have left. Rows of a profile are not counted. A measurement cannot be nested. */
+ * looked at), cutting and sliding would have left. Rows of a profile are not counted. A measurement cannot be
+ * nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
