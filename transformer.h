@@ -1098,7 +1098,8 @@ typedef struct tfm_transformer_memory {
 } tfm_transformer_memory;
 /* What a model of this configuration needs, without building it: only names and small structs are allocated. weights
  * are those of f32 parameters after tfm_params_prepare, cache counts f32 entries. The length of a side that kind lacks
- * is not looked at. Not inside tfm_measure_begin / _end. */
+ * is not looked at. Not inside tfm_measure_begin / _end. The allocator is asked for some MiB more (an arena grows by
+ * whole ones, structs, what prepare fills first): to know how much, measure the program's own calls. */
 TFM_API TFM_CHECK tfm_status tfm_transformer_measure(tfm_ctx *c, const tfm_transformer_config *config, int64_t batch,
                                                      int64_t source_length, int64_t target_length,
                                                      tfm_transformer_memory *out);
