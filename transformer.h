@@ -2348,8 +2348,7 @@ TFM__UNUSED static tfm_tensor *tfm__header_new(tfm_ctx *c) {
         t = &h->fresh->slot[h->fresh->used++];
     } else {
         t = h->dead_first;
-        h->dead_first = t->next;
-        if (!h->dead_first) h->dead_last = NULL;
+        h->dead_first = t->next; /* more than TFM__HEADER_REST are left */
     }
     memset(t, 0, sizeof *t);
     t->serial = ++c->serial;
@@ -2433,20 +2432,21 @@ static int tfm__mark_check(tfm_ctx *c, tfm_marker mark) {
     return 1;
 }
 
-/* First and last byte + 1 of what a tensor's elements cover; 0: nothing. */
+/* First and last byte + 1 of what a tensor's elements cover (strides are 0 or more); 0: nothing. */
 static int tfm__extent(const tfm_tensor *t, uintptr_t *first, uintptr_t *last) {
-    int64_t size = tfm_dtype_size(t->dtype), low = 0, high = 0;
+    int64_t reach = 0;
     int i;
-    if (!t->data) return 0;
-    for (i = 0; i < t->ndim; i++) {
-        int64_t reach = (t->shape[i] - 1) * t->stride[i];
-        if (t->shape[i] == 0) return 0;
-        if (reach < 0) low += reach;
-        else high += reach;
-    }
-    *first = (uintptr_t)t->data - (uintptr_t)(-low * size);
-    *last = (uintptr_t)t->data + (uintptr_t)((high + 1) * size);
+    if (!t || !t->data || tfm_numel(t) == 0) return 0;
+    for (i = 0; i < t->ndim; i++) reach += (t->shape[i] - 1) * t->stride[i];
+    *first = (uintptr_t)t->data;
+    *last = *first + (uintptr_t)((reach + 1) * tfm_dtype_size(t->dtype));
     return 1;
+}
+
+TFM__UNUSED static int tfm__share_memory(const tfm_tensor *a, const tfm_tensor *b) {
+    uintptr_t a_first, a_last, b_first, b_last;
+    return tfm__extent(a, &a_first, &a_last) && tfm__extent(b, &b_first, &b_last) && a_first < b_last &&
+           b_first < a_last;
 }
 
 typedef struct tfm__region {  /* whole lines of one chunk that move together */
@@ -2503,11 +2503,8 @@ static int tfm__keep_all(tfm_ctx *c, tfm_marker mark, tfm_tensor *const *list, i
     tfm_tensor *move[TFM__KEEP_MAX], *kept = NULL;
     int64_t serial = mark.position[TFM__MARK_SERIAL];
     int i, j, moves = 0, places, first = (int)mark.position[TFM__MARK_CHUNK], last = a->current;
+    TFM_ASSERT(count <= TFM__KEEP_MAX);
     if (!tfm__mark_check(c, mark)) return 0;
-    if (count > TFM__KEEP_MAX) {
-        tfm__fail(c, TFM_INVALID, "tfm_keep: %d tensors, at most %d", count, TFM__KEEP_MAX);
-        return 0;
-    }
     while (h->top && h->top->serial > serial) { /* newest first; the kept ones wait in `kept`, oldest in front */
         tfm_tensor *t = h->top;
         h->top = t->next;
@@ -7805,7 +7802,7 @@ static float tfm__odd_float(double d) {
 static double tfm__odd_double(int64_t i) {
     const uint64_t magnitude = i < 0 ? (uint64_t)0 - (uint64_t)i : (uint64_t)i;
     uint64_t m = magnitude;
-    if (m >> 53 && m >> 63 == 0) m = (m & ~(uint64_t)1023) | (m & 1023 ? (uint64_t)1024 : (uint64_t)0);
+    if (m >> 53) m = (m & ~(uint64_t)1023) | (m & 1023 ? (uint64_t)1024 : (uint64_t)0);
     return i < 0 ? -(double)m : (double)m;
 }
 
@@ -8768,28 +8765,6 @@ static int tfm__broadcast(tfm__op *o, const char *name_a, const tfm_tensor *a, c
 }
 
 /* Verbs that write into t: not when the tape may still read its memory. */
-typedef struct tfm__span { const char *low, *high; } tfm__span;
-
-static tfm__span tfm__span_of(const tfm_tensor *t) {
-    tfm__span s;
-    int64_t low = 0, high = 1;
-    int i;
-    s.low = s.high = NULL;
-    if (!t || !t->data || tfm_numel(t) == 0) return s;
-    for (i = 0; i < t->ndim; ++i) {
-        const int64_t reach = (t->shape[i] - 1) * t->stride[i];
-        if (reach < 0) low += reach; else high += reach;
-    }
-    s.low = tfm__at(t, low);
-    s.high = tfm__at(t, high);
-    return s;
-}
-
-static int tfm__share_memory(const tfm_tensor *a, const tfm_tensor *b) {
-    const tfm__span m = tfm__span_of(a), n = tfm__span_of(b);
-    return m.low && n.low && m.low < n.high && n.low < m.high;
-}
-
 static int tfm__refuse_recorded(tfm__op *o, const char *name, const tfm_tensor *t) {
     const tfm__node *node;
     int i, found = t->requires_grad;
