@@ -157,8 +157,10 @@ Test(matmul, impossible_ones_are_refused) {
     tfm_tensor *m = tfm_ones(c, TFM_SHAPE(5, 6));
     cr_assert(tfm_matmul(c, m, m) == NULL);
     assert_error_says(c, "tfm_matmul: a is f32 (5, 6), b is f32 (5, 6)");
-    assert_refused(c, tfm_matmul(c, m, tfm_ones(c, TFM_SHAPE(5))), TFM_INVALID);
-    assert_refused(c, tfm_matmul(c, m, tfm_ones(c, scalar_shape())), TFM_INVALID);
+    cr_assert_null(tfm_matmul(c, m, tfm_ones(c, TFM_SHAPE(5))));
+    assert_error_says(c, "the last size of a and the only size of b differ");
+    cr_assert_null(tfm_matmul(c, m, tfm_ones(c, scalar_shape())));
+    assert_error_says(c, "expected 1 dim or more");
     assert_refused(c, tfm_matmul(c, tfm_ones(c, TFM_SHAPE(2, 5, 6)), tfm_ones(c, TFM_SHAPE(3, 6, 5))), TFM_INVALID);
     assert_refused(c, tfm_matmul(c, m, tfm_full(c, TFM_I64, TFM_SHAPE(6, 5), 1)), TFM_INVALID);
     tfm_destroy(c);
@@ -210,6 +212,10 @@ Test(linear, impossible_ones_are_refused) {
     assert_refused(c, tfm_linear(c, tfm_ones(c, scalar_shape()), w, NULL, 0), TFM_INVALID);
     assert_refused(c, tfm_linear(c, x, w, tfm_ones(c, TFM_SHAPE(6)), 0), TFM_INVALID);
     assert_refused(c, tfm_linear(c, x, w, tfm_ones(c, TFM_SHAPE(1, 5)), 0), TFM_INVALID);
+    assert_refused(c, tfm_linear(c, x, w, tfm_ones(c, TFM_SHAPE(5, 1)), 0), TFM_INVALID);
+    assert_refused(c, tfm_linear(c, x, w, tfm_full(c, TFM_I32, TFM_SHAPE(5), 1), 0), TFM_INVALID);
+    assert_refused(c, tfm_linear(c, x, tfm_full(c, TFM_I32, TFM_SHAPE(5, 6), 1), NULL, 0), TFM_INVALID);
+    assert_refused(c, tfm_linear(c, x, tfm_ones(c, TFM_SHAPE(5, 6, 1)), NULL, 0), TFM_INVALID);
     assert_refused(c, tfm_linear(c, x, w, NULL, 8), TFM_INVALID);
     assert_shape(c, tfm_linear(c, tfm_ones(c, TFM_SHAPE(6)), w, NULL, 0), TFM_SHAPE(5));
     assert_shape(c, tfm_linear(c, tfm_ones(c, TFM_SHAPE(0, 6)), w, NULL, 0), TFM_SHAPE(0, 5));
@@ -219,8 +225,13 @@ Test(linear, impossible_ones_are_refused) {
 Test(linear, without_inputs_is_activation_of_the_bias) {
     TEST_EACH_ISA(c, 1) {
         tfm_tensor *bias = plain(c, TFM_SHAPE(20), 1);
-        tfm_tensor *y = tfm_linear(c, tfm_ones(c, TFM_SHAPE(3, 0)), tfm_ones(c, TFM_SHAPE(20, 0)), bias, TFM_ACT_RELU);
+        tfm_tensor *x = tfm_ones(c, TFM_SHAPE(3, 0)), *weight = tfm_ones(c, TFM_SHAPE(20, 0));
+        tfm_tensor panels = packed(weight, x), *y = tfm_linear(c, x, weight, bias, TFM_ACT_RELU);
         assert_same_tensor(c, tfm_select(c, y, 0, 2), tfm_relu(c, bias));
+        assert_same_tensor(c, tfm_linear(c, x, &panels, bias, TFM_ACT_RELU), y);
+        bias = tfm_slice(c, plain(c, TFM_SHAPE(40), 1), 0, 0, 40, 2);
+        y = tfm_linear(c, x, weight, bias, TFM_ACT_NONE);
+        assert_same_tensor(c, tfm_select(c, y, 0, 2), bias);
     }
 }
 
@@ -299,6 +310,67 @@ Test(matmul, the_product_of_a_batch_has_the_bits_of_each) {
             }
         }
     }
+}
+
+/* One row of each: what is one product of many rows where the right side is shared. */
+Test(matmul, a_batch_of_single_rows_has_a_right_side_each) {
+    TEST_EACH_ISA(c, 2) {
+        tfm_tensor *a = plain(c, TFM_SHAPE(5, 1, 40), 1), *b = plain(c, TFM_SHAPE(5, 40, 33), 2);
+        tfm_tensor *y = tfm_matmul(c, a, b);
+        int64_t i;
+        for (i = 0; i < 5; i++) {
+            tfm_tensor *alone = tfm_matmul(c, tfm_select(c, a, 0, i), tfm_select(c, b, 0, i));
+            assert_same_tensor(c, tfm_select(c, y, 0, i), alone);
+        }
+    }
+}
+
+/* Sizes at which the blocks of a product would not fit the scratch of a thread if they were not cut: many rows and
+ * columns of halves, deep rows that are converted, a long bias that is. What is written behind a block of memory shows
+ * when it is freed. */
+Test(products, no_size_is_too_large_for_the_scratch) {
+    static const struct { int64_t rows, outs, ins; int threads; } sizes[] = {
+        {30, 64, 100, 3}, {144, 700, 20, 1}, {1000, 70, 20, 1}, {1, 2, 300000, 3},
+        {12, 16, 30000, 3}, {40, 33, 2306, 3}, {2, 50000, 2, 1}};
+    enum { SIZES = (int)(sizeof sizes / sizeof sizes[0]) };
+    int isa, i, d, dot;
+    for (isa = 0; isa < TEST_ISAS; isa++)
+        for (i = 0; i < SIZES; i++)
+            for (dot = 0; dot <= (sizes[i].ins > 2000 && sizes[i].rows > 1); dot++) {
+                const int64_t m = sizes[i].rows, n = sizes[i].outs, k = sizes[i].ins;
+                test_memory memory = test_memory_new();
+                void *room = malloc((size_t)((n + 15) / 16 * 16 * k * 4));
+                tfm_options o;
+                tfm_ctx *c;
+                if (!tfm_isa_supported(test_isa(isa))) {
+                    free(room);
+                    continue;
+                }
+                memset(&o, 0, sizeof o);
+                o.isa = test_isa(isa);
+                o.threads = sizes[i].threads;
+                o.bf16_dot = dot;
+                o.allocator = test_allocator(&memory);
+                c = tfm_create(&o);
+                cr_assert_not_null(c);
+                for (d = 0; d < 4; d++) { /* of x and weight: both, either or none in bf16 */
+                    const tfm_marker mark = tfm_mark(c);
+                    tfm_tensor *x = tfm_cast(c, tfm_randn(c, TFM_SHAPE(m, k)), d & 1 ? TFM_BF16 : TFM_F32);
+                    tfm_tensor *w = tfm_cast(c, tfm_randn(c, TFM_SHAPE(n, k)), d & 2 ? TFM_BF16 : TFM_F32);
+                    tfm_tensor *bias = tfm_cast(c, tfm_randn(c, TFM_SHAPE(n)), TFM_BF16), *y, *last;
+                    tfm_tensor panels;
+                    assert_made(c, x);
+                    panels = packed(w, room);
+                    y = tfm_linear(c, x, &panels, bias, TFM_ACT_NONE);
+                    last = tfm_linear(c, tfm_narrow(c, x, 0, m - 1, 1), &panels, bias, TFM_ACT_NONE);
+                    assert_same_tensor(c, tfm_narrow(c, y, 0, m - 1, 1), last);
+                    if (!dot) assert_same_tensor(c, tfm_linear(c, x, w, bias, TFM_ACT_NONE), y);
+                    tfm_rewind(c, mark);
+                }
+                tfm_destroy(c);
+                assert_no_leak(&memory);
+                free(room);
+            }
 }
 
 /* Many rows read a wide right side in place once and keep it as panels; its last columns are no whole tile. */
@@ -601,7 +673,10 @@ Test(embedding, a_bad_id_is_named_with_position_and_limit) {
     assert_refused(c, tfm_embedding(c, table, tfm_ones(c, TFM_SHAPE(2))), TFM_INVALID);
     assert_refused(c, tfm_embedding(c, tfm_ones(c, TFM_SHAPE(4)), tfm_from(c, TFM_I32, TFM_SHAPE(1), ids)),
                    TFM_INVALID);
+    assert_refused(c, tfm_embedding(c, table, tfm_full(c, TFM_I64, TFM_SHAPE(1, 1, 1, 1, 1, 1), 0)), TFM_INVALID);
     assert_shape(c, tfm_embedding(c, table, tfm_from(c, TFM_I64, TFM_SHAPE(0), NULL)), TFM_SHAPE(0, 2));
+    assert_shape(c, tfm_embedding(c, tfm_ones(c, TFM_SHAPE(4, 0)), tfm_from(c, TFM_I32, TFM_SHAPE(2), ids)),
+                 TFM_SHAPE(2, 0));
     tfm_destroy(c);
 }
 
