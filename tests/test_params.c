@@ -207,6 +207,7 @@ Test(params, a_view_is_written_within_the_bracket_only) {
         const char *const name = i ? "wrapped" : "own";
         tfm_tensor *t = tfm_params_write_begin(c, p, name);
         assert_made(c, t);
+        assert_verb_refused(c, tfm_set(c, tensors[2 * i], first, 5), TFM_INVALID); /* made before */
         row = tfm_narrow(c, tfm_narrow(c, t, 0, 1, 3), 0, 0, 2);
         assert_made(c, row);
         assert_ok(c, tfm_set(c, row, first, 5));

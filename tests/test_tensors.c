@@ -64,15 +64,19 @@ Test(creation, fills_every_dtype) {
 
 Test(creation, arange_counts_as_pytorch) {
     tfm_ctx *c = context(1);
+    static const double wrong[][3] = {{0, 1, 0}, {0, 1, -1}, {NAN, 1, 1}, {0, NAN, 1}, {0, 1, NAN}, {0, HUGE_VAL, 1}};
     const double up[] = {0, 1, 2, 3, 4}, fractions[] = {1, 1.25, 1.5, 1.75}, down[] = {5, 3, 1};
+    int i;
     assert_elements(c, tfm_arange(c, TFM_I64, 0, 5, 1), 5, up);
     assert_elements(c, tfm_arange(c, TFM_F32, 1, 2, 0.25), 4, fractions);
     assert_elements(c, tfm_arange(c, TFM_I32, 5, 0, -2), 3, down);
     assert_shape(c, tfm_arange(c, TFM_F32, 3, 3, 1), TFM_SHAPE(0));
-    assert_refused(c, tfm_arange(c, TFM_F32, 0, 1, 0), TFM_INVALID);
-    assert_refused(c, tfm_arange(c, TFM_F32, 0, 1, -1), TFM_INVALID);
-    assert_refused(c, tfm_arange(c, TFM_F32, 0, NAN, 1), TFM_INVALID);
-    assert_refused(c, tfm_arange(c, TFM_F32, 0, 1e300, 1e-10), TFM_INVALID);
+    for (i = 0; i < (int)(sizeof wrong / sizeof wrong[0]); i++) {
+        cr_assert_null(tfm_arange(c, TFM_F32, wrong[i][0], wrong[i][1], wrong[i][2]));
+        assert_error_says(c, "expected finite numbers, and steps that lead from start to end");
+    }
+    cr_assert_null(tfm_arange(c, TFM_F32, 0, 1e300, 1e-10));
+    assert_error_says(c, "too many elements");
     tfm_destroy(c);
 }
 
@@ -119,6 +123,7 @@ Test(creation, from_copies_and_wrap_does_not) {
     float data[6] = {1, 2, 3, 4, 5, 6};
     const double copied[] = {1, 2, 3, 4, 5, 6}, wrapped[] = {9, 2, 3, 4, 5, 6}, strided[] = {9, 4, 2, 5};
     const int64_t stride[2] = {1, 3}, backwards[2] = {-1, 1}, far[2] = {INT64_MAX / 2, 1};
+    const int64_t wide[2] = {INT64_MAX / 16, 1}, last[2] = {1, INT64_MAX};
     tfm_tensor *from = tfm_from(c, TFM_F32, TFM_SHAPE(2, 3), data), *wrap = tfm_wrap(c, TFM_F32, TFM_SHAPE(2, 3), data);
     tfm_tensor *columns = tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(2, 2), stride, data);
     data[0] = 9;
@@ -129,8 +134,11 @@ Test(creation, from_copies_and_wrap_does_not) {
     assert_refused(c, tfm_wrap(c, TFM_F32, TFM_SHAPE(1), NULL), TFM_INVALID);
     assert_refused(c, tfm_wrap(c, TFM_F32, TFM_SHAPE(1), (char *)data + 1), TFM_INVALID);
     assert_refused(c, tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(2, 2), NULL, data), TFM_INVALID);
-    assert_refused(c, tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(2, 2), backwards, data), TFM_INVALID);
+    cr_assert_null(tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(2, 2), backwards, data));
+    assert_error_says(c, "stride 0 is -1, expected 0 or more");
     assert_refused(c, tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(9, 2), far, data), TFM_INVALID);
+    assert_refused(c, tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(2, 2), wide, data), TFM_INVALID);
+    assert_refused(c, tfm_wrap_strided(c, TFM_F32, TFM_SHAPE(3, 2), last, data), TFM_INVALID);
     assert_shape(c, tfm_from(c, TFM_I32, TFM_SHAPE(0, 3), NULL), TFM_SHAPE(0, 3));
     tfm_destroy(c);
 }
@@ -165,6 +173,7 @@ Test(view, geometry_of_each_kind) {
     assert_shape(c, tfm_squeeze(c, tfm_unsqueeze(c, t, 0), 0), TFM_SHAPE(2, 3));
     assert_shape(c, tfm_squeeze(c, t, 0), TFM_SHAPE(2, 3));
     assert_shape(c, tfm_expand(c, t, TFM_SHAPE(4, 2, 3)), TFM_SHAPE(4, 2, 3));
+    assert_same_tensor(c, tfm_slice(c, t, 0, -5, 9, 1), t);
     assert_shape(c, tfm_slice(c, t, 0, 5, 9, 1), TFM_SHAPE(0, 3));
     assert_shape(c, tfm_slice(c, t, 0, -1, -5, 1), TFM_SHAPE(0, 3));
     tfm_destroy(c);
@@ -198,16 +207,24 @@ Test(views, a_transposed_copy_has_every_element_in_its_place) {
 
 Test(view, reshape_is_a_view_where_strides_allow_it) {
     const int64_t huge = (int64_t)1 << 40;
+    tfm_shape seven = TFM_SHAPE(1);
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_zeros(c, TFM_SHAPE(4, 6, 5)), *cut = tfm_narrow(c, t, 1, 0, 2);
     tfm_tensor *joined = tfm_reshape(c, cut, TFM_SHAPE(4, 10)), *split = tfm_view(c, t, TFM_SHAPE(2, 2, -1, 5));
+    seven.ndim = 7;
     assert_shape(c, joined, TFM_SHAPE(4, 10));
     assert_shape(c, split, TFM_SHAPE(2, 2, 6, 5));
+    assert_shape(c, tfm_view(c, cut, TFM_SHAPE(1, 4, 1, 10, 1)), TFM_SHAPE(1, 4, 1, 10, 1));
     cr_assert(joined->data == t->data && joined->stride[0] == 30 && split->data == t->data);
     cr_assert(tfm_reshape(c, tfm_transpose(c, t, 0, 1), TFM_SHAPE(-1))->data != t->data);
     assert_refused(c, tfm_view(c, tfm_transpose(c, t, 0, 1), TFM_SHAPE(24, 5)), TFM_INVALID);
     assert_refused(c, tfm_reshape(c, t, TFM_SHAPE(7, -1)), TFM_INVALID);
-    assert_refused(c, tfm_reshape(c, t, TFM_SHAPE(-1, -1)), TFM_INVALID);
+    cr_assert_null(tfm_reshape(c, t, TFM_SHAPE(-1, -1)));
+    assert_error_says(c, "shape (-1, -1) is not one of 120 elements");
+    cr_assert_null(tfm_reshape(c, tfm_zeros(c, TFM_SHAPE(0, 4)), TFM_SHAPE(0, -1))); /* any size would do */
+    assert_error_says(c, "0 elements do not fit shape (0, -1)");
+    cr_assert_null(tfm_reshape(c, t, seven));
+    assert_error_says(c, "a shape has 0 to 6 sizes, this one 7");
     assert_refused(c, tfm_reshape(c, t, TFM_SHAPE(5)), TFM_INVALID);
     assert_shape(c, tfm_reshape(c, tfm_zeros(c, TFM_SHAPE(1)), scalar_shape()), scalar_shape());
     assert_shape(c, tfm_reshape(c, tfm_zeros(c, TFM_SHAPE(0, 4)), TFM_SHAPE(2, 0, 9)), TFM_SHAPE(2, 0, 9));
@@ -243,6 +260,8 @@ Test(view, heads_split_and_combine_without_a_copy) {
     assert_same_tensor(c, tfm_combine_heads(c, heads), t);
     assert_refused(c, tfm_split_heads(c, t, 5), TFM_INVALID);
     assert_refused(c, tfm_split_heads(c, t, 0), TFM_INVALID);
+    assert_refused(c, tfm_split_heads(c, tfm_zeros(c, TFM_SHAPE(12)), 3), TFM_INVALID);
+    assert_refused(c, tfm_split_heads(c, tfm_zeros(c, TFM_SHAPE(1, 1, 1, 1, 1, 12)), 3), TFM_INVALID);
     assert_refused(c, tfm_combine_heads(c, tfm_zeros(c, TFM_SHAPE(2, 3))), TFM_INVALID);
     tfm_destroy(c);
 }
@@ -251,18 +270,25 @@ Test(view, impossible_ones_are_refused) {
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_zeros(c, TFM_SHAPE(2, 3)), *scalar = tfm_zeros(c, scalar_shape()),
                *six = tfm_zeros(c, TFM_SHAPE(1, 1, 1, 1, 1, 1));
+    tfm_shape seven = tfm_shape_like(six);
+    seven.ndim = 7;
     assert_refused(c, tfm_transpose(c, t, 0, 2), TFM_INVALID);
     assert_refused(c, tfm_permute(c, t, TFM_SHAPE(0, 0)), TFM_INVALID);
-    assert_refused(c, tfm_permute(c, t, TFM_SHAPE(0)), TFM_INVALID);
+    assert_refused(c, tfm_permute(c, t, TFM_SHAPE(1)), TFM_INVALID);
     assert_refused(c, tfm_slice(c, t, 0, 0, 2, 0), TFM_INVALID);
     assert_refused(c, tfm_slice(c, scalar, 0, 0, 2, 1), TFM_INVALID);
     assert_refused(c, tfm_narrow(c, t, 1, 2, 2), TFM_INVALID);
     assert_refused(c, tfm_narrow(c, t, 1, 0, -1), TFM_INVALID);
+    assert_refused(c, tfm_narrow(c, t, 1, -4, 1), TFM_INVALID);
     assert_refused(c, tfm_narrow(c, t, 1, INT64_MAX, INT64_MAX), TFM_INVALID);
     assert_refused(c, tfm_select(c, t, 1, 3), TFM_INVALID);
     assert_refused(c, tfm_select(c, t, 1, -4), TFM_INVALID);
     assert_refused(c, tfm_expand(c, t, TFM_SHAPE(4, 3)), TFM_INVALID);
     assert_refused(c, tfm_expand(c, t, TFM_SHAPE(3)), TFM_INVALID);
+    assert_refused(c, tfm_expand(c, t, TFM_SHAPE(-1, 2, 3)), TFM_INVALID);
+    assert_refused(c, tfm_expand(c, t, seven), TFM_INVALID);
+    cr_assert_null(tfm_expand(c, tfm_zeros(c, TFM_SHAPE(1)), TFM_SHAPE(-2)));
+    assert_error_says(c, "dim 0 cannot become -2");
     assert_refused(c, tfm_expand(c, tfm_zeros(c, TFM_SHAPE(1)), TFM_SHAPE(INT64_MAX, 1)), TFM_INVALID);
     assert_refused(c, tfm_unsqueeze(c, six, 0), TFM_INVALID);
     assert_refused(c, tfm_unsqueeze(c, t, 4), TFM_INVALID);
@@ -347,7 +373,21 @@ Test(cast, integers_wrap_into_narrower_integers) {
     tfm_ctx *c = context(1);
     cr_assert(cast_one(c, TFM_I64, 300, TFM_U8) == 44 && cast_one(c, TFM_I64, -1, TFM_U8) == 255);
     cr_assert(cast_one(c, TFM_I32, 200, TFM_I8) == -56 && cast_one(c, TFM_I64, 4294967297.0, TFM_I32) == 1);
+    cr_assert(cast_one(c, TFM_I64, 256, TFM_BOOL) == 1); /* but a bool says whether there is anything */
     tfm_destroy(c);
+}
+
+/* Memory of the caller: C's true need not be 1. */
+Test(cast, a_bool_is_true_whatever_byte_holds_it) {
+    static uint8_t bytes[4] = {0, 1, 2, 255};
+    const double truth[] = {0, 1, 1, 1};
+    TEST_EACH_ISA(c, 1) {
+        const tfm_tensor *t = tfm_wrap(c, TFM_BOOL, TFM_SHAPE(4), bytes);
+        int dtype;
+        for (dtype = 0; dtype < TFM_DTYPE_COUNT; dtype++) assert_elements(c, tfm_cast(c, t, dtype), 4, truth);
+        assert_elements(c, tfm_where(c, t, tfm_ones(c, TFM_SHAPE(1)), tfm_zeros(c, TFM_SHAPE(1))), 4, truth);
+        assert_elements(c, tfm_compare_scalar(c, t, 1, TFM_EQ), 4, truth);
+    }
 }
 
 Test(cast, halves_are_rounded_once_from_f64_and_i64) {
@@ -397,9 +437,17 @@ Test(copy, into_a_tensor_broadcasts_casts_and_takes_overlaps) {
     down = tfm_transpose(c, tfm_zeros(c, TFM_SHAPE(3, 2)), 0, 1);
     assert_ok(c, tfm_copy(c, down, t));
     assert_elements(c, down, 6, row);
+    line = plain(c, TFM_SHAPE(20, 20), 1);
+    down = tfm_clone(c, tfm_transpose(c, line, 0, 1));
+    assert_ok(c, tfm_copy(c, line, tfm_transpose(c, line, 0, 1)));
+    assert_same_tensor(c, line, down);
+    line = tfm_slice(c, tfm_zeros(c, TFM_SHAPE(20, 40)), 1, 0, 40, 2);
+    assert_ok(c, tfm_copy(c, line, tfm_transpose(c, down, 0, 1)));
+    assert_same_tensor(c, line, tfm_transpose(c, down, 0, 1));
+    assert_verb_refused(c, tfm_copy(c, tfm_zeros(c, TFM_SHAPE(1, 3)), t), TFM_INVALID);
     assert_verb_refused(c, tfm_copy(c, t, tfm_zeros(c, TFM_SHAPE(2, 2))), TFM_INVALID);
     assert_verb_refused(c, tfm_copy(c, t, tfm_zeros(c, TFM_SHAPE(2, 2, 3))), TFM_INVALID);
-    assert_verb_refused(c, tfm_copy(c, tfm_expand(c, line, TFM_SHAPE(2, 6)), line), TFM_INVALID);
+    assert_verb_refused(c, tfm_copy(c, tfm_expand(c, line, TFM_SHAPE(2, 20, 20)), line), TFM_INVALID);
     assert_verb_refused(c, tfm_copy(c, NULL, line), TFM_INVALID);
     tfm_destroy(c);
 }
@@ -472,14 +520,27 @@ Test(copy, cat_and_stack_join_any_dtype_and_layout) {
     }
     {
         const tfm_tensor *list[2];
-        list[0] = tfm_zeros(c, TFM_SHAPE(2, 3));
-        list[1] = tfm_full(c, TFM_I64, TFM_SHAPE(2, 3), 1);
+        const double joined[] = {0, 0, 0, 0, 0, 0, 1, 1, 1};
+        list[0] = tfm_full(c, TFM_I64, TFM_SHAPE(2, 3), 1);
+        list[1] = tfm_zeros(c, TFM_SHAPE(2, 3));
         assert_refused(c, tfm_cat(c, list, 2, 0), TFM_INVALID);
-        list[1] = tfm_full(c, TFM_F16, TFM_SHAPE(2, 3), 1);
+        list[1] = list[0];
+        list[0] = tfm_zeros(c, TFM_SHAPE(2, 3));
+        assert_refused(c, tfm_cat(c, list, 2, 0), TFM_INVALID);
+        list[1] = tfm_full(c, TFM_F16, TFM_SHAPE(1, 3), 1);
         cr_assert(tfm_cat(c, list, 2, 0)->dtype == TFM_F32);
+        assert_elements(c, tfm_cat(c, list, 2, 0), 9, joined);
+        assert_refused(c, tfm_stack(c, list, 2, 0), TFM_INVALID);
+        list[1] = tfm_zeros(c, TFM_SHAPE(2, 3, 1));
+        assert_refused(c, tfm_cat(c, list, 2, 0), TFM_INVALID);
+        assert_shape(c, tfm_stack(c, list, 1, -1), TFM_SHAPE(2, 3, 1));
+        list[1] = tfm_zeros(c, scalar_shape());
+        assert_refused(c, tfm_cat(c, list + 1, 1, 0), TFM_INVALID);
+        list[1] = tfm_zeros(c, TFM_SHAPE(1, 1, 1, 1, 1, 1));
+        assert_refused(c, tfm_stack(c, list + 1, 1, 0), TFM_INVALID);
         list[1] = tfm_zeros(c, TFM_SHAPE(2, 4));
         assert_refused(c, tfm_cat(c, list, 2, 0), TFM_INVALID);
-        assert_refused(c, tfm_stack(c, list, 2, 0), TFM_INVALID);
+        assert_refused(c, tfm_stack(c, list, 2, 1), TFM_INVALID);
         assert_refused(c, tfm_cat(c, list, 2, 2), TFM_INVALID);
         assert_refused(c, tfm_cat(c, list, 0, 0), TFM_INVALID);
         assert_refused(c, tfm_cat(c, NULL, 2, 0), TFM_INVALID);
@@ -540,7 +601,7 @@ Test(gather, reads_any_dtype_and_layout) {
 
 Test(gather, a_bad_id_is_named_with_position_and_limit) {
     tfm_ctx *c = context(1);
-    const int64_t ids[3] = {0, 4, 1};
+    const int64_t ids[3] = {0, 4, 1}, rows[4] = {0, 4, 1, 2};
     const int32_t negative[1] = {-1};
     tfm_tensor *t = tfm_zeros(c, TFM_SHAPE(4, 2)), *bad = tfm_from(c, TFM_I64, TFM_SHAPE(3), ids);
     cr_assert(tfm_index_select(c, t, 0, bad) == NULL);
@@ -548,6 +609,16 @@ Test(gather, a_bad_id_is_named_with_position_and_limit) {
     assert_refused(c, tfm_index_select(c, t, 1, tfm_from(c, TFM_I32, TFM_SHAPE(1), negative)), TFM_INVALID);
     assert_refused(c, tfm_gather(c, t, 0, tfm_reshape(c, bad, TFM_SHAPE(3, 1))), TFM_INVALID);
     assert_refused(c, tfm_gather(c, t, 0, bad), TFM_INVALID);
+    assert_refused(c, tfm_gather(c, t, 0, tfm_full(c, TFM_I64, TFM_SHAPE(1, 3), 0)), TFM_INVALID);
+    assert_refused(c, tfm_gather(c, t, 0, tfm_zeros(c, TFM_SHAPE(1, 2))), TFM_INVALID);
+    assert_refused(c, tfm_gather(c, tfm_zeros(c, scalar_shape()), 0, tfm_full(c, TFM_I64, scalar_shape(), 1)),
+                   TFM_INVALID);
+    assert_shape(c, tfm_gather(c, t, 0, tfm_full(c, TFM_I64, TFM_SHAPE(9, 1), 3)), TFM_SHAPE(9, 1));
+    cr_assert_null(tfm_gather(c, t, 0, tfm_transpose(c, tfm_from(c, TFM_I64, TFM_SHAPE(2, 2), rows), 0, 1)));
+    assert_error_says(c, "index holds 4 at position 2"); /* of the transposed ids */
+    assert_refused(c, tfm_index_select(c, t, 0, tfm_full(c, TFM_I64, scalar_shape(), 1)), TFM_INVALID);
+    assert_refused(c, tfm_index_select(c, tfm_zeros(c, scalar_shape()), 0, tfm_full(c, TFM_I64, TFM_SHAPE(1), 0)),
+                   TFM_INVALID);
     assert_refused(c, tfm_index_select(c, t, 0, tfm_zeros(c, TFM_SHAPE(1))), TFM_INVALID);
     assert_refused(c, tfm_index_select(c, t, 0, tfm_reshape(c, bad, TFM_SHAPE(3, 1))), TFM_INVALID);
     tfm_destroy(c);
@@ -574,6 +645,7 @@ Test(triangle, keeps_what_pytorch_keeps) {
     }
     cr_assert(tfm_item(tfm_sum(c, tfm_tril(c, tfm_ones(c, TFM_SHAPE(3, 3)), INT64_MAX), all_dims(), 0)) == 9);
     cr_assert(tfm_item(tfm_sum(c, tfm_triu(c, tfm_ones(c, TFM_SHAPE(3, 3)), INT64_MIN), all_dims(), 0)) == 9);
+    assert_shape(c, tfm_tril(c, tfm_ones(c, TFM_SHAPE(3, 0)), 0), TFM_SHAPE(3, 0));
     assert_refused(c, tfm_tril(c, tfm_ones(c, TFM_SHAPE(3)), 0), TFM_INVALID);
     tfm_destroy(c);
 }
@@ -599,9 +671,14 @@ Test(where, chooses_and_broadcasts_any_dtype) {
         }
     }
     {
+        const double threes[] = {3, 3, 3, 3};
         tfm_tensor *mask = tfm_full(c, TFM_BOOL, TFM_SHAPE(2), 1), *h = tfm_full(c, TFM_F16, TFM_SHAPE(2), 1),
                    *f = tfm_ones(c, TFM_SHAPE(2));
         cr_assert(tfm_where(c, mask, h, f)->dtype == TFM_F32);
+        h = tfm_full(c, TFM_F16, TFM_SHAPE(2, 1), 3);
+        assert_elements(c, tfm_where(c, mask, h, f), 4, threes);
+        assert_shape(c, tfm_where(c, mask, tfm_zeros(c, scalar_shape()), f), TFM_SHAPE(2));
+        assert_shape(c, tfm_where(c, tfm_full(c, TFM_BOOL, TFM_SHAPE(3, 1), 1), f, f), TFM_SHAPE(3, 2));
         assert_refused(c, tfm_where(c, f, h, h), TFM_INVALID);
         assert_refused(c, tfm_where(c, mask, f, tfm_full(c, TFM_I64, TFM_SHAPE(2), 1)), TFM_INVALID);
         assert_refused(c, tfm_masked_fill(c, f, f, 1), TFM_INVALID);
@@ -620,6 +697,7 @@ Test(element, get_and_set_take_positions_from_both_ends) {
     cr_assert(tfm_get(t, negative) == 5 && isnan(tfm_get(t, outside)) && isnan(tfm_get(t, before))
               && isnan(tfm_get(t, NULL)));
     assert_verb_refused(c, tfm_set(c, t, outside, 1), TFM_INVALID);
+    assert_verb_refused(c, tfm_set(c, t, before, 1), TFM_INVALID);
     assert_verb_refused(c, tfm_set(c, t, NULL, 1), TFM_INVALID);
     cr_assert(tfm_item(scalar) == 0.1 && isnan(tfm_item(t)) && tfm_get(scalar, NULL) == 0.1);
     tfm_destroy(c);
