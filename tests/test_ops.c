@@ -79,6 +79,7 @@ Test(unary, with_parameters) {
                                3e-7 * pow(p, (double)exponents[e])));
             }
         }
+        assert_same_tensor(c, tfm_pow(c, t, 3), tfm_mul(c, tfm_mul(c, t, t), t)); /* PyTorch's two roundings */
         cr_assert(isnan(tfm_item(tfm_clamp(c, tfm_full(c, TFM_F32, TFM_SHAPE(1), NAN), 0, 1))));
         cr_assert(isnan(tfm_item(tfm_relu(c, tfm_full(c, TFM_F32, TFM_SHAPE(1), NAN)))));
     }
@@ -211,6 +212,11 @@ Test(glu, is_activation_of_gate_times_up) {
                 cr_assert(y->dtype == floats[d]);
             }
         }
+        {
+            tfm_tensor *row = plain(c, TFM_SHAPE(33), 1), *column = plain(c, TFM_SHAPE(4, 1), 2);
+            assert_same_tensor(c, tfm_glu(c, row, column, TFM_ACT_SILU), tfm_mul(c, tfm_silu(c, row), column));
+            assert_same_tensor(c, tfm_glu(c, column, row, TFM_ACT_SILU), tfm_mul(c, tfm_silu(c, column), row));
+        }
         assert_refused(c, tfm_glu(c, tfm_ones(c, TFM_SHAPE(2)), tfm_ones(c, TFM_SHAPE(2)), 77), TFM_INVALID);
     }
 }
@@ -264,6 +270,12 @@ Test(compare, integers_are_exact_beyond_doubles) {
     assert_elements(c, tfm_compare(c, d, a, TFM_LT), 2, first);
     assert_elements(c, tfm_compare_scalar(c, a, 9007199254740992.0, TFM_EQ), 2, none);
     assert_elements(c, tfm_compare_scalar(c, a, 9.5e18, TFM_LT), 2, both);
+    assert_elements(c, tfm_compare_scalar(c, a, -1e300, TFM_GT), 2, both);
+    assert_elements(c, tfm_compare_scalar(c, tfm_full(c, TFM_I64, TFM_SHAPE(2), 3), 3.5, TFM_LT), 2, both);
+    assert_elements(c, tfm_compare_scalar(c, tfm_full(c, TFM_I64, TFM_SHAPE(2), -3), -3.5, TFM_GT), 2, both);
+    a = tfm_full(c, TFM_I32, TFM_SHAPE(2), 16777217); /* no f32 */
+    assert_elements(c, tfm_compare(c, a, tfm_full(c, TFM_I32, TFM_SHAPE(2), 16777216), TFM_EQ), 2, none);
+    assert_elements(c, tfm_compare(c, a, tfm_full(c, TFM_F32, TFM_SHAPE(2), 16777216), TFM_GT), 2, both);
     tfm_destroy(c);
 }
 
@@ -417,6 +429,10 @@ Test(reduce, nan_goes_through_maximum_and_minimum) {
         const int64_t at[2] = {33, 41};
         assert_ok(c, tfm_set(c, t, at, NAN));
         cr_assert(isnan(tfm_item(tfm_max(c, t, all_dims(), 0))) && isnan(tfm_item(tfm_min(c, t, all_dims(), 0))));
+        {
+            tfm_tensor *h = tfm_cast(c, t, TFM_BF16); /* widened in pieces, of which the fifth has it */
+            cr_assert(isnan(tfm_item(tfm_max(c, h, all_dims(), 0))) && isnan(tfm_item(tfm_min(c, h, all_dims(), 0))));
+        }
         cr_assert(isnan(element(tfm_max(c, t, TFM_SHAPE(0), 0), 41))
                   && !isnan(element(tfm_max(c, t, TFM_SHAPE(0), 0), 40)));
         cr_assert(isnan(element(tfm_min(c, t, TFM_SHAPE(1), 0), 33))
@@ -506,6 +522,79 @@ Test(reduce, long_sums_stay_accurate) {
     }
 }
 
+/* In parts, in blocks of columns, over rows that are no single dim, and of as many rows as are added before a sum goes
+ * into the double. The element (a, b, c) is 1000 a + c + 1. */
+Test(reduce, every_element_counts_once_however_it_is_cut) {
+    static const int64_t shapes[][3] = {{2, 64, 20}, {3, 40, 300}, {2, 1001, 32}, {2, 1001, 5},
+                                        {1, 140000, 17}, {3, 1, 140000}};
+    TEST_EACH_ISA(c, 1) {
+        int i, axes, d;
+        for (i = 0; i < (test_quick() ? 4 : 6); i++) {
+            const tfm_marker mark = tfm_mark(c);
+            const int64_t *n = shapes[i];
+            tfm_tensor *t = tfm_narrow(c, tfm_empty(c, TFM_F32, TFM_SHAPE(n[0], n[1] + 1, n[2])), 1, 0, n[1]);
+            tfm_tensor *high = tfm_arange(c, TFM_F32, 0, 1000 * (double)n[0], 1000);
+            high = tfm_reshape(c, high, TFM_SHAPE(n[0], 1, 1));
+            assert_ok(c, tfm_copy(c, t, tfm_add(c, high, tfm_arange(c, TFM_F32, 1, (double)n[2] + 1, 1))));
+            for (axes = 1; axes < 8; axes++) {
+                tfm_shape dims = all_dims();
+                tfm_tensor *y;
+                int64_t o;
+                for (d = 0; d < 3; d++)
+                    if (axes >> d & 1) dims.dim[dims.ndim++] = d;
+                y = tfm_sum(c, t, dims, 1);
+                assert_made(c, y);
+                for (o = 0; o < tfm_numel(y); o += 1 + tfm_numel(y) / 100) {
+                    const double rows = axes & 2 ? (double)n[1] : 1, A = axes & 1 ? (double)n[0] : 1,
+                                 C = axes & 4 ? (double)n[2] : 1;
+                    int64_t at[3];
+                    double want;
+                    unravel(y, o, at);
+                    want = rows * (C * 1000 * (axes & 1 ? A * (A - 1) / 2 : (double)at[0])
+                                   + A * (axes & 4 ? C * (C + 1) / 2 : (double)at[2] + 1));
+                    cr_assert(near(element(y, o), want, want * 1e-6), "shape %d, axes %d: output %d is %.9g, not %.9g",
+                              i, axes, (int)o, element(y, o), want);
+                }
+            }
+            t = tfm_narrow(c, tfm_randn(c, TFM_SHAPE(n[0], n[1] + 1, n[2])), 1, 0, n[1]);
+            assert_same_tensor(c, tfm_narrow(c, tfm_sum(c, t, TFM_SHAPE(0, 1), 0), 0, 0, 5),
+                               tfm_sum(c, tfm_narrow(c, t, 2, 0, 5), TFM_SHAPE(0, 1), 0));
+            tfm_rewind(c, mark);
+        }
+    }
+}
+
+/* Rows that the scratch of a thread cannot hold; damage behind a block shows when it is freed. */
+Test(row_ops, rows_longer_than_any_scratch_have_the_same_values) {
+    test_memory m = test_memory_new();
+    tfm_options o;
+    tfm_ctx *c;
+    tfm_tensor *x, *t, *h;
+    const int64_t n = 300000;
+    int64_t i;
+    memset(&o, 0, sizeof o);
+    o.allocator = test_allocator(&m);
+    o.threads = 3;
+    c = tfm_create(&o);
+    x = tfm_randn(c, TFM_SHAPE(4, n));
+    t = tfm_transpose(c, tfm_clone(c, tfm_transpose(c, x, 0, 1)), 0, 1);
+    h = tfm_cast(c, tfm_narrow(c, x, 1, 0, 10000 * (n / 10000)), TFM_BF16);
+    assert_same_tensor(c, tfm_softmax(c, t, 1), tfm_softmax(c, x, 1));
+    assert_same_tensor(c, tfm_logsumexp(c, t, TFM_SHAPE(1), 0), tfm_logsumexp(c, x, TFM_SHAPE(1), 0));
+    for (i = 0; i < 4; i++) {
+        assert_same_tensor(c, tfm_select(c, tfm_topk(c, x, n / 2, NULL), 0, i),
+                           tfm_topk(c, tfm_select(c, x, 0, i), n / 2, NULL));
+    }
+    h = tfm_narrow(c, tfm_reshape(c, h, TFM_SHAPE(-1, 10000)), 0, 0, 80);
+    t = tfm_layer_norm(c, h, NULL, NULL, NULL);
+    for (i = 0; i < 80; i += 13) {
+        x = tfm_layer_norm(c, tfm_narrow(c, h, 0, i, 1), NULL, NULL, NULL);
+        assert_same_tensor(c, tfm_narrow(c, t, 0, i, 1), x);
+    }
+    tfm_destroy(c);
+    assert_no_leak(&m);
+}
+
 Test(reduce, impossible_dims_are_refused) {
     tfm_ctx *c = context(1);
     tfm_tensor *t = tfm_ones(c, TFM_SHAPE(2, 3));
@@ -514,6 +603,9 @@ Test(reduce, impossible_dims_are_refused) {
     assert_refused(c, tfm_sum(c, t, TFM_SHAPE(2), 0), TFM_INVALID);
     assert_refused(c, tfm_sum(c, t, TFM_SHAPE(0, -2), 0), TFM_INVALID);
     assert_refused(c, tfm_sum(c, t, TFM_SHAPE(INT64_MIN), 0), TFM_INVALID);
+    cr_assert_null(tfm_sum(c, t, seven, 0));
+    assert_error_says(c, "dims has 7 entries");
+    seven.ndim = -1;
     assert_refused(c, tfm_sum(c, t, seven, 0), TFM_INVALID);
     assert_refused(c, tfm_argmax(c, t, 2, 0), TFM_INVALID);
     tfm_destroy(c);
@@ -591,6 +683,15 @@ Test(topk, is_sorted_and_stable) {
                 }
                 tfm_rewind(c, mark);
             }
+        }
+        {
+            const float special[] = {-0.0f, 1, NAN, 0, -NAN, -1};
+            const double order[] = {2, 4, 1, 0, 3, 5};
+            tfm_tensor *places = NULL;
+            assert_made(c, tfm_topk(c, tfm_from(c, TFM_F32, TFM_SHAPE(6), special), 6, &places));
+            assert_elements(c, places, 6, order);
+            assert_refused(c, tfm_topk(c, tfm_ones(c, TFM_SHAPE(3)), 4, &places), TFM_INVALID);
+            cr_assert_null(places);
         }
         assert_refused(c, tfm_topk(c, tfm_ones(c, TFM_SHAPE(3)), 4, NULL), TFM_INVALID);
         assert_refused(c, tfm_topk(c, tfm_ones(c, TFM_SHAPE(3)), -1, NULL), TFM_INVALID);
@@ -749,7 +850,7 @@ Test(norm, without_options_and_weights_is_pytorchs_default) {
 
 Test(norm, impossible_ones_are_refused) {
     tfm_ctx *c = context(1);
-    tfm_tensor *x = tfm_ones(c, TFM_SHAPE(2, 8));
+    tfm_tensor *x = tfm_ones(c, TFM_SHAPE(2, 8)), *other[3] = {x, x, x};
     tfm_norm_options o;
     memset(&o, 0, sizeof o);
     assert_refused(c, tfm_layer_norm(c, x, tfm_ones(c, TFM_SHAPE(7)), NULL, NULL), TFM_INVALID);
@@ -763,15 +864,49 @@ Test(norm, impossible_ones_are_refused) {
     o.eps = INFINITY;
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
     o.eps = 0;
+    o.eps = NAN;
+    assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    o.eps = 0;
     o.weight_offset = NAN;
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    o.weight_offset = INFINITY;
+    assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
     o.weight_offset = 0;
+    o.sum = &other[0], o.mean = &other[1], o.rstd = &other[2]; /* not there after an error */
     o.residual = tfm_ones(c, TFM_SHAPE(8));
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
     o.residual = tfm_ones(c, TFM_SHAPE(2, 8, 1));
     assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    cr_assert(!other[0] && !other[1] && !other[2]);
+    o.residual = tfm_full(c, TFM_I32, TFM_SHAPE(2, 8), 1);
+    assert_refused(c, tfm_rms_norm(c, x, NULL, &o), TFM_INVALID);
+    o.residual = NULL;
+    o.normalized_dims = 2;
+    assert_refused(c, tfm_rms_norm(c, x, tfm_ones(c, TFM_SHAPE(8)), &o), TFM_INVALID);
+    assert_refused(c, tfm_layer_norm(c, x, tfm_ones(c, TFM_SHAPE(8)), tfm_ones(c, TFM_SHAPE(8, 1)), NULL),
+                   TFM_INVALID);
+    assert_refused(c, tfm_rms_norm(c, x, tfm_full(c, TFM_I32, TFM_SHAPE(8), 1), NULL), TFM_INVALID);
     assert_shape(c, tfm_layer_norm(c, tfm_ones(c, TFM_SHAPE(0, 8)), NULL, NULL, NULL), TFM_SHAPE(0, 8));
     assert_shape(c, tfm_layer_norm(c, tfm_ones(c, TFM_SHAPE(8, 0)), NULL, NULL, NULL), TFM_SHAPE(8, 0));
+    tfm_destroy(c);
+}
+
+Test(norm, residual_of_another_dtype_makes_f32_and_rows_of_nothing_have_no_statistics) {
+    tfm_ctx *c = context(1);
+    tfm_tensor *x = lying(c, TFM_BF16, TFM_SHAPE(3, 9), LIES_PLAIN, 1, 1), *residual = plain(c, TFM_SHAPE(3, 9), 2);
+    tfm_tensor *sum, *mean, *rstd, *y;
+    tfm_norm_options o;
+    memset(&o, 0, sizeof o);
+    o.residual = residual;
+    o.sum = &sum;
+    y = tfm_layer_norm(c, x, NULL, NULL, &o);
+    assert_same_tensor(c, sum, tfm_add(c, x, residual));
+    assert_same_tensor(c, y, tfm_layer_norm(c, sum, NULL, NULL, NULL));
+    memset(&o, 0, sizeof o);
+    o.mean = &mean;
+    o.rstd = &rstd;
+    assert_shape(c, tfm_layer_norm(c, tfm_ones(c, TFM_SHAPE(2, 0)), NULL, NULL, &o), TFM_SHAPE(2, 0));
+    cr_assert(isnan(element(mean, 1)) && isnan(element(rstd, 1)));
     tfm_destroy(c);
 }
 
@@ -790,6 +925,8 @@ Test(dropout, drops_the_share_and_scales_the_rest) {
     cr_assert(memcmp(y->data, again->data, 480000) != 0, "two calls draw the same numbers");
     tfm_seed(c, 7);
     assert_same_tensor(c, tfm_dropout(c, x, 0.25f), y); /* 7 is the context's seed */
+    tfm_seed(c, 7); /* the element's number counts, however it lies */
+    assert_same_tensor(c, tfm_dropout(c, tfm_transpose(c, tfm_ones(c, TFM_SHAPE(400, 300)), 0, 1), 0.25f), y);
     cr_assert(tfm_dropout(c, x, 0)->data == x->data);
     cr_assert(tfm_item(tfm_max(c, tfm_dropout(c, x, 1), all_dims(), 0)) == 0);
     cr_assert(tfm_item(tfm_dropout(c, tfm_full(c, TFM_F32, TFM_SHAPE(1), NAN), 1)) == 0);
@@ -879,8 +1016,11 @@ Test(recording, results_inherit_the_need_of_a_gradient) {
 Test(recording, what_the_tape_reads_cannot_be_written) {
     tfm_ctx *c = context(1);
     tfm_tensor *x = plain(c, TFM_SHAPE(4, 3), 1), *w = plain(c, TFM_SHAPE(4, 3), 2),
-               *free_one = plain(c, TFM_SHAPE(4, 3), 3), *y;
-    const int64_t at[2] = {0, 0};
+               *free_one = plain(c, TFM_SHAPE(4, 3), 3), *y, *places, *rstd;
+    const tfm_tensor *list[2];
+    const int64_t at[2] = {0, 0}, second[2] = {1, 2};
+    tfm_norm_options o;
+    memset(&o, 0, sizeof o);
     assert_ok(c, tfm_set_requires_grad(c, w, 1));
     assert_ok(c, tfm_set(c, x, at, 1));
     y = tfm_mul(c, x, w);
@@ -888,9 +1028,25 @@ Test(recording, what_the_tape_reads_cannot_be_written) {
     assert_verb_refused(c, tfm_copy(c, y, free_one), TFM_INVALID);
     assert_verb_refused(c, tfm_copy(c, tfm_narrow(c, x, 0, 1, 2), tfm_narrow(c, free_one, 0, 1, 2)), TFM_INVALID);
     assert_verb_refused(c, tfm_set(c, x, at, 1), TFM_INVALID);
+    assert_verb_refused(c, tfm_copy(c, tfm_wrap(c, TFM_F32, TFM_SHAPE(4, 3), y->data), free_one), TFM_INVALID);
     assert_ok(c, tfm_copy(c, free_one, x));
     assert_verb_refused(c, tfm_set_requires_grad(c, y, 0), TFM_INVALID);
+    list[0] = w;
+    list[1] = tfm_narrow(c, free_one, 0, 1, 1);
+    assert_made(c, tfm_cat(c, list, 2, 0));
+    assert_verb_refused(c, tfm_set(c, free_one, second, 1), TFM_INVALID); /* the rows beside it are not read */
+    assert_ok(c, tfm_copy(c, tfm_narrow(c, free_one, 0, 0, 1), tfm_narrow(c, free_one, 0, 2, 1)));
+    assert_ok(c, tfm_copy(c, tfm_narrow(c, free_one, 0, 2, 2), tfm_narrow(c, free_one, 0, 0, 1)));
+    assert_made(c, tfm_topk(c, w, 2, &places));
+    assert_verb_refused(c, tfm_set(c, places, at, 0), TFM_INVALID); /* the backward pass will read them */
+    o.rstd = &rstd;
+    assert_made(c, tfm_layer_norm(c, w, NULL, NULL, &o));
+    assert_verb_refused(c, tfm_set(c, rstd, at, 0), TFM_INVALID);
     tfm_tape_clear(c);
+    assert_ok(c, tfm_set_requires_grad(c, y, 2));
+    cr_assert(y->requires_grad == 1);
+    assert_verb_refused(c, tfm_set(c, y, at, 0), TFM_INVALID); /* a leaf now */
+    assert_ok(c, tfm_set_requires_grad(c, y, 0));
     assert_ok(c, tfm_copy(c, y, free_one));
     assert_ok(c, tfm_set_requires_grad(c, w, 0));
     assert_ok(c, tfm_copy(c, w, free_one));
