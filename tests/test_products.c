@@ -684,6 +684,7 @@ Test(parameter, packed_ones_are_read_by_copies_and_refused_by_arithmetic) {
     tfm_ctx *c = context(1);
     void *memory = malloc(48 * 21 * 4);
     tfm_tensor *table = plain(c, TFM_SHAPE(40, 21), 1), panels = packed(table, memory);
+    tfm_tensor *same = tfm_zeros(c, TFM_SHAPE(40, 21));
     const int64_t at[2] = {37, 20};
     float out[840];
     assert_same_tensor(c, tfm_clone(c, &panels), table);
@@ -692,6 +693,9 @@ Test(parameter, packed_ones_are_read_by_copies_and_refused_by_arithmetic) {
     assert_same_bytes(out, table->data, 840 * 4);
     cr_assert(tfm_get(&panels, at) == tfm_get(table, at));
     cr_assert_str_eq(tfm_format(c, &panels), tfm_format(c, table));
+    assert_ok(c, tfm_copy(c, same, &panels));
+    assert_same_tensor(c, same, table);
+    assert_verb_refused(c, tfm_copy(c, tfm_zeros(c, TFM_SHAPE(2, 40, 21)), &panels), TFM_INVALID); /* no broadcast */
     assert_refused(c, tfm_add(c, &panels, table), TFM_INVALID);
     assert_refused(c, tfm_transpose(c, &panels, 0, 1), TFM_INVALID);
     assert_refused(c, tfm_matmul(c, table, &panels), TFM_INVALID);
