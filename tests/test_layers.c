@@ -412,7 +412,8 @@ Test(mha, configurations_that_cannot_be_are_refused) {
     g.kv_heads = 0;
     for (i = 0; i < 4; i++) {
         tfm_mha_config large = g;
-        *(i == 0 ? &large.heads : i == 1 ? &large.d_model : i == 2 ? &large.kdim : &large.vdim) = INT64_MAX / 4;
+        large.kdim = large.vdim = 7;
+        *(i == 0 ? &large.heads : i == 1 ? &large.d_model : i == 2 ? &large.kdim : &large.vdim) = (int64_t)1 << 41;
         assert_init_refused(c, tfm_mha_init(c, p, "m", &large, &l), "too large");
     }
     assert_init_refused(c, tfm_mha_init(c, p, NULL, &g, &l), "prefix is NULL");
@@ -448,6 +449,26 @@ static tfm_block_config block_config(int pre, int gated, int rms, int rotary) {
     g.d_ff = 40;
     g.rotary = rotary;
     return g;
+}
+
+/* Rows of the table, times scale (0: 1); the logits are without it. */
+Test(embedding, scales_what_it_looks_up) {
+    static const float scales[3] = {0, 1, 2.5f};
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_embedding_layer e;
+    tfm_tensor *ids = some_ids(c, 2, 3, 7, 1), *x = some(c, TFM_SHAPE(2, 3, 5), 2);
+    int i;
+    assert_ok(c, tfm_embedding_init(c, p, "e", 7, 5, &e));
+    cr_assert_eq(e.scale, 0.0f);
+    for (i = 0; i < 3; i++) {
+        e.scale = scales[i];
+        assert_same_values(c, tfm_embedding_forward(c, &e, ids),
+                           tfm_scale(c, tfm_embedding(c, e.weight, ids), i == 2 ? 2.5f : 1.0f));
+        assert_same_values(c, tfm_embedding_logits(c, &e, x), tfm_linear(c, x, e.weight, NULL, TFM_ACT_NONE));
+    }
+    tfm_params_destroy(p);
+    tfm_destroy(c);
 }
 
 Test(feed_forward, is_what_its_parts_say) {
@@ -695,6 +716,49 @@ Test(encoder, causal_stack_with_a_cache_gives_the_bits_of_the_whole) {
             tfm_params_destroy(p);
         }
     }
+}
+
+/* A stack turns all its layers by one table; where they stand at different positions each has its own. */
+Test(encoder, layers_of_a_cache_may_hold_different_numbers_of_positions) {
+    tfm_ctx *c = context_of(1);
+    tfm_params *p = tfm_params_create(c);
+    tfm_block_config g;
+    tfm_encoder e;
+    tfm_cache_options size;
+    tfm_cache *cache[3]; /* of both layers, of the first, of the second */
+    tfm_stack_options o;
+    tfm_tensor *k = some(c, TFM_SHAPE(1, 2, 3, 8), 1), *x = some(c, TFM_SHAPE(1, 4, 16), 2), *y, *z;
+    int i;
+    memset(&g, 0, sizeof g);
+    memset(&o, 0, sizeof o);
+    memset(&size, 0, sizeof size);
+    g.d_model = g.d_ff = 16;
+    g.heads = 2;
+    g.rotary = 1;
+    assert_ok(c, tfm_encoder_init(c, p, "e", 2, &g, 0, &e));
+    size.batch = 1;
+    size.heads = 2;
+    size.key_size = 8;
+    size.capacity = 10;
+    for (i = 0; i < 3; i++) {
+        size.layers = i ? 1 : 2;
+        cache[i] = tfm_cache_create(c, &size);
+        assert_made(c, cache[i]);
+    }
+    assert_ok(c, tfm_cache_append(c, cache[0], 1, k, k, NULL));
+    assert_ok(c, tfm_cache_append(c, cache[2], 0, k, k, NULL));
+    o.cache = cache[0];
+    y = tfm_encoder_forward(c, &e, x, &o);
+    assert_made(c, y);
+    for (z = x, i = 0; i < 2; i++) {
+        o.cache = cache[1 + i];
+        z = tfm_encoder_layer_forward(c, &e.layers[i], z, &o);
+        assert_made(c, z);
+    }
+    assert_same_values(c, y, z);
+    for (i = 0; i < 3; i++) tfm_cache_destroy(cache[i]);
+    tfm_params_destroy(p);
+    tfm_destroy(c);
 }
 
 /* Rows of different lengths in one cache: each stands at its own positions. */

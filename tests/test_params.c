@@ -119,6 +119,7 @@ Test(params, new_ones_are_zero_and_old_ones_are_bound) {
     assert_refused(c, tfm_params_add(c, p, NULL, TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
     assert_refused(c, tfm_params_add(c, NULL, "x", TFM_F32, TFM_SHAPE(1)), TFM_INVALID);
     assert_refused(c, tfm_params_add(c, p, "x", 99, TFM_SHAPE(1)), TFM_INVALID);
+    assert_refused(c, tfm_params_add(c, p, "x", -1, TFM_SHAPE(1)), TFM_INVALID);
     assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(-1)), TFM_INVALID);
     assert_refused(c, tfm_params_add(c, p, "x", TFM_F32, TFM_SHAPE(INT64_MAX / 2, 16)), TFM_INVALID);
     cr_assert_eq(tfm_params_count(p), 1);
@@ -844,6 +845,7 @@ Test(params, wrapping_in_a_measurement_takes_nothing) {
         }
         assert_ok(c, tfm_measure_end(c, wrap ? &need : &empty));
         assert_refused(c, tfm_params_wrap(c, p, "u", TFM_F32, TFM_SHAPE(2), memory), TFM_INVALID);
+        if (wrap) assert_refused(c, tfm_clone(c, tfm_params_find(p, "w")), TFM_INVALID);
         tfm_params_destroy(p);
     }
     cr_assert(need.held_peak - empty.held_peak < SIZE, "%lld and %lld bytes", (long long)empty.held_peak,
