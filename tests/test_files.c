@@ -1680,6 +1680,7 @@ Test(files, an_index_opens_its_shards) {
     const tfm_tensor *list[2];
     tfm_ctx *c = context();
     tfm_file *f;
+    int64_t held;
     size_t i;
     test_temporary_path(folder, sizeof folder, "shards");
     cr_assert_eq(mkdir(folder, 0700), 0);
@@ -1707,6 +1708,7 @@ Test(files, an_index_opens_its_shards) {
         expect_values(tfm_params_find(p, "b"), b);
         tfm_params_destroy(p);
     }
+    held = tfm_memory_usage(c).held;
     for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_ok(c, tfm_write_file(c, path, bad[i].map, (int64_t)strlen(bad[i].map)));
         f = tfm_file_open(c, path);
@@ -1715,6 +1717,7 @@ Test(files, an_index_opens_its_shards) {
         cr_expect_not_null(strstr(tfm_error(c), bad[i].phrase), "%s: %s", bad[i].map, tfm_error(c));
         tfm_clear(c);
     }
+    cr_expect_eq(tfm_memory_usage(c).held, held);
     remove(path);
     snprintf(path, sizeof path, "%s/one.safetensors", folder);
     remove(path);

@@ -1091,7 +1091,7 @@ typedef struct asked {
 static const char *piece_asked(const void *user, int64_t previous, int64_t id, int64_t *length) {
     asked *a = *(asked *const *)user;
     if (a->first_previous < 0) a->first_previous = previous;
-    return piece(NULL, previous, id, length);
+    return piece(NULL, previous, (previous + id) % VOCAB, length);
 }
 
 static void rows_asked(void *user, int64_t row, float *logits, int64_t vocab) {
@@ -1106,7 +1106,8 @@ Test(generate, callbacks_are_told_what_they_are_asked_for) {
     asked a = {-1, 0}, *user = &a;
     tfm_generate_options g;
     tfm_sequence all[2], out[2];
-    int64_t length;
+    char said[64] = "";
+    int64_t length, last, i;
     memset(&g, 0, sizeof g);
     g.max_new = 3;
     g.piece = piece_asked;
@@ -1114,13 +1115,16 @@ Test(generate, callbacks_are_told_what_they_are_asked_for) {
     g.sampling.logits = rows_asked;
     g.sampling.user = &a;
     assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, all));
-    cr_expect_eq(a.first_previous, prompts[0].ids[prompts[0].count - 1]);
+    last = prompts[0].ids[prompts[0].count - 1];
+    cr_expect_eq(a.first_previous, last);
     cr_expect_eq(a.rows_seen, 3);
+    for (i = 0; i < 3; last = all[0].ids[i++]) strcat(said, piece_asked(&user, last, all[0].ids[i], &length));
+    cr_expect_str_eq(all[0].text, said);
     tfm_session_reset(u.s);
     g.stop_ids = all[0].ids;
     g.stop_id_count = 1;
     assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 2, &g, out));
-    piece(NULL, -1, all[0].ids[0], &length);
+    piece_asked(&user, a.first_previous, all[0].ids[0], &length);
     cr_expect(length > 0 && out[0].reason == TFM_STOP_ID && out[0].count == 1);
     cr_expect_eq(out[0].text_length, 0);
     cr_expect_str_eq(out[0].text, "");
@@ -1450,7 +1454,7 @@ Test(generate, learned_positions_bound_the_session) {
     tfm_session_options o;
     tfm_session *s;
     tfm_sequence out;
-    int dry, piece_of;
+    int dry, part;
     memset(&config, 0, sizeof config);
     memset(&o, 0, sizeof o);
     config.kind = TFM_DECODER_ONLY;
@@ -1470,10 +1474,13 @@ Test(generate, learned_positions_bound_the_session) {
     cr_expect_eq(tfm_session_length(s, 0), 6);
     tfm_session_reset(s);
     for (dry = 1; dry >= 0; dry--) { /* padding may stand past the table; a measurement does not know what is padding */
+        tfm_session *fed = s;
         tfm_memory need;
         if (dry) tfm_measure_begin(u.c);
-        for (piece_of = 0; piece_of < 2; piece_of++)
-            assert_made(u.c, tfm_session_feed(u.c, s, ids_of(u.c, text, 1, 5), counts_of(u.c, four_and_two + piece_of, 1)));
+        if (dry) fed = tfm_session_create(u.c, &model, &o);
+        for (part = 0; part < 2; part++)
+            assert_made(u.c, tfm_session_feed(u.c, fed, ids_of(u.c, text, 1, 5), counts_of(u.c, four_and_two + part, 1)));
+        if (dry) tfm_session_destroy(fed);
         if (dry) assert_ok(u.c, tfm_measure_end(u.c, &need));
     }
     tfm_session_destroy(s);
@@ -1572,7 +1579,9 @@ Test(generate, needs_a_head) {
     assert_verb_refused(u.c, tfm_generate(u.c, s, prompts, 1, NULL, &out), TFM_INVALID);
     memset(&beam, 0, sizeof beam);
     beam.beams = 1;
-    assert_verb_refused(u.c, tfm_beam_search(u.c, s, prompts, 1, &beam, &out), TFM_INVALID);
+    cr_assert_eq(tfm_beam_search(u.c, s, prompts, 1, &beam, &out), TFM_INVALID);
+    cr_expect_not_null(strstr(tfm_error(u.c), "the model has no head"), "%s", tfm_error(u.c));
+    tfm_clear(u.c);
     tfm_session_destroy(s);
     config.no_head = 0;
     config.outputs = VOCAB + 1; /* the last one could not be fed */
@@ -2114,6 +2123,28 @@ Test(beam, a_place_that_no_sequence_took_has_no_reason) {
     assert_verb_refused(u.c, tfm_beam_search(u.c, s, &prompt, 1, &o, out), TFM_INVALID);
     for (i = 0; i < 3; i++) cr_expect(out[i].reason == -1 && out[i].count == 0 && out[i].score == -HUGE_VAL);
     tfm_session_destroy(s);
+    end(&u);
+}
+
+/* What is found cannot be beaten by what costs more already: nothing is fed for that. */
+Test(beam, ends_when_nothing_can_get_better) {
+    setup u = begin_batch(1);
+    tfm_generate_options g;
+    tfm_beam_options o;
+    tfm_sequence out;
+    int64_t best;
+    memset(&g, 0, sizeof g);
+    memset(&o, 0, sizeof o);
+    g.max_new = 1;
+    assert_ok(u.c, tfm_generate(u.c, u.s, prompts, 1, &g, &out));
+    best = out.ids[0];
+    tfm_session_reset(u.s);
+    o.beams = 1;
+    o.stop_ids = &best;
+    o.stop_id_count = 1;
+    assert_ok(u.c, tfm_beam_search(u.c, u.s, prompts, 1, &o, &out));
+    cr_expect(out.count == 1 && out.ids[0] == best && out.reason == TFM_STOP_ID);
+    cr_expect_eq(tfm_session_length(u.s, 0), prompts[0].count);
     end(&u);
 }
 

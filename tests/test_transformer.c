@@ -464,6 +464,7 @@ Test(transformer, parameters_begin_as_they_are_configured) {
               tfm_from(c, TFM_F32, TFM_SHAPE(4), slopes));
     assert_ok(c, tfm_transformer_init(c, p, "", &g, &t));
     cr_assert_eq(((const float *)t.alibi->data)[3], 4.0f);
+    cr_assert(t.config.encoder_layers == 0 && t.config.decoder_layers == 2);
     w = (const float *)t.encoder.layers[0].norm1.weight->data;
     for (i = 0; i < 24; i++) cr_assert_eq(w[i], 1.0f);
     w = (const float *)t.encoder.layers[0].feed_forward.linear1.bias->data;
