@@ -747,8 +747,8 @@ Test(context, the_table_of_a_profile_says_what_its_rows_hold) {
     tfm_profile_row row;
     char unit[16];
     const char *line;
-    double total = 0, last = HUGE_VAL, ms, share, rate;
-    long long calls;
+    double total = 0, last = HUGE_VAL, ms = 0, share = 0, rate = 0;
+    long long calls = 0;
     int64_t i;
     clock_t begin;
     tfm_profile_start(c);
