@@ -376,9 +376,9 @@ Test(products, no_size_is_too_large_for_the_scratch) {
 /* Many rows read a wide right side in place once and keep it as panels; its last columns are no whole tile. */
 Test(matmul, a_wide_right_side_has_the_bits_of_a_packed_weight) {
     TEST_EACH_ISA(c, 2) {
-        static const int64_t rows[] = {17, 25, 49, 131, 300}, cols[] = {544, 650};
+        static const int64_t rows[] = {17, 25, 49, 131, 300}, cols[] = {544, 600, 650};
         void *memory = malloc(656 * 401 * 4);
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 3; i++) {
             const tfm_marker mark = tfm_mark(c);
             tfm_tensor *b = plain(c, TFM_SHAPE(401, cols[i]), 2);
             tfm_tensor panels = packed(tfm_contiguous(c, tfm_transpose(c, b, 0, 1)), memory);
