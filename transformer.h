@@ -9402,7 +9402,7 @@ static int tfm__infer_shape(tfm__op *o, const tfm_tensor *t, tfm_shape *shape) {
     for (i = 0; i < shape->ndim; ++i) {
         if (shape->dim[i] == -1 && open < 0) {
             open = i;
-        } else if (shape->dim[i] < 0 || !tfm__mul(known, shape->dim[i], &known)) {
+        } else if (!tfm__mul(known, shape->dim[i], &known)) { /* also what is negative */
             tfm__reject(o, "shape %s is not one of %lld elements", tfm__describe_shape(o, shape->ndim, shape->dim),
                         (long long)numel);
             return 0;
@@ -9541,7 +9541,7 @@ TFM_API tfm_tensor *tfm_narrow(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t
     if (!tfm__need_dims(&o, t) || !tfm__need_dim(&o, "dim", &dim, t->ndim)) return NULL;
     size = t->shape[dim];
     first = start < 0 ? start + size : start;
-    if (first < 0 || first > size || length < 0 || length > size - first) {
+    if (first < 0 || length < 0 || length > size - first) {
         return tfm__reject(&o, "start %lld, length %lld: not within dim %d of %s", (long long)start, (long long)length,
                            dim, tfm__describe(&o, t));
     }
@@ -9810,7 +9810,7 @@ TFM_API tfm_tensor *tfm_pad(tfm_ctx *c, const tfm_tensor *t, int dim, int64_t be
     if (!tfm__enter(c, &o, TFM__OP_PAD, 1, t)) return NULL;
     if (!tfm__need_dims(&o, t) || !tfm__need_dim(&o, "dim", &dim, t->ndim)) return NULL;
     memcpy(shape, t->shape, sizeof(shape));
-    if (before < 0 || after < 0 || !tfm__add(before, after, &more) || !tfm__add(shape[dim], more, &shape[dim])) {
+    if (!tfm__add(before, after, &more) || !tfm__add(shape[dim], more, &shape[dim])) { /* also what is negative */
         return tfm__reject(&o, "before is %lld, after is %lld: expected 0 or more", (long long)before,
                            (long long)after);
     }
@@ -9890,7 +9890,6 @@ static void tfm__gather_run(tfm_ctx *c, const tfm_tensor *y, const tfm_tensor *t
     g.size = tfm_dtype_size(t->dtype);
     g.hop = t->ndim ? t->stride[dim] : 1;
     if (t->ndim) src.stride[dim] = 0;
-    memcpy(src.shape, y->shape, sizeof(src.shape)); /* gather may use less of a dim than there is */
     tfm__walk_init(&g.w, y->ndim, y->shape, 3);
     tfm__walk_operand(&g.w, 0, y);
     tfm__walk_operand(&g.w, 1, &src);
@@ -10290,8 +10289,7 @@ static void tfm__map_task(void *arg, int64_t begin, int64_t end, int slot) {
     tfm__cursor at;
     int i;
     (void)slot;
-    if (!direct_y) piece = TFM__PIECE;
-    for (i = 0; i < m->inputs; ++i) {
+    for (i = 0; i < m->inputs; ++i) { /* halves make halves: where y is not direct, no input is */
         if (!tfm__map_direct(m, i)) piece = TFM__PIECE;
     }
     tfm__cursor_at(&m->w, begin / m->r.per_row, &at);
@@ -11462,8 +11460,7 @@ static tfm_tensor *tfm__norm_op(tfm_ctx *c, int op, const tfm_tensor *x, const t
     }
     if (!tfm__need_float(&o, "x", x)) return NULL;
     dims = weight ? weight->ndim : bias ? bias->ndim : with->normalized_dims > 0 ? with->normalized_dims : 1;
-    if (dims < 1 || dims > x->ndim || with->normalized_dims < 0 ||
-        (with->normalized_dims && with->normalized_dims != dims)) {
+    if (dims < 1 || dims > x->ndim || (with->normalized_dims && with->normalized_dims != dims)) {
         return tfm__reject(&o, "x is %s, weight is %s, normalized_dims is %d: expected the same trailing dims, 1 to %d",
                            tfm__describe(&o, x), tfm__describe(&o, weight), with->normalized_dims, x->ndim);
     }
@@ -12109,7 +12106,7 @@ TFM__UNUSED static int tfm__product_run(tfm__op *o, const tfm__product *p) {
 static int tfm__matmul_small(const tfm__op *o, const tfm_tensor *a, const tfm_tensor *b) {
     const int64_t rows = a->shape[0], depth = a->shape[1], cols = b->shape[1], most = TFM__SMALL_WORK;
     return a->ndim == 2 && b->ndim == 2 && a->dtype == TFM_F32 && b->dtype == TFM_F32 && depth == b->shape[0]
-        && rows <= most && depth <= most && cols <= most && rows * depth <= most && rows * depth * cols <= most
+        && rows <= most && depth <= most && cols <= most && rows * depth * cols <= most
         && a->stride[1] == 1 && b->stride[1] == 1 && o->run;
 }
 
