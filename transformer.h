@@ -353,8 +353,8 @@ TFM_API void tfm_memory_reset(tfm_ctx *c);                     /* peaks start ag
  * asked this way how much memory it takes, before that memory is taken; only names and small structs are. Parameters
  * made in between, by inits (nothing is loaded), have sizes but no values, and are of use until measure_end only. A
  * cache made before stays as it is; attention over it and forks of it see the lengths that appending (counts are not
- * looked at), cutting and sliding would have left. Rows of a profile are not counted. A measurement cannot be
- * nested. */
+ * looked at), cutting, sliding and reordering would have left. Rows of a profile are not counted. A measurement cannot
+ * be nested. */
 TFM_API void tfm_measure_begin(tfm_ctx *c);
 TFM_API TFM_CHECK tfm_status tfm_measure_end(tfm_ctx *c, tfm_memory *out);
 
@@ -14554,6 +14554,15 @@ static void tfm__cache_move_rows(tfm_cache *cache, int64_t *from, int64_t *users
     }
 }
 
+/* The same of a dry run, which has no keys and values; old: (batch) numbers of scratch. */
+static void tfm__cache_move_lengths(const tfm_cache *cache, int64_t *held, const int64_t *rows, int64_t *old) {
+    int64_t layer, i;
+    for (layer = 0; layer < cache->layers; ++layer, held += cache->batch) {
+        memcpy(old, held, (size_t)cache->batch * sizeof(int64_t));
+        for (i = 0; i < cache->batch; ++i) held[i] = old[rows[i]];
+    }
+}
+
 TFM_API tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, const int64_t *rows, int64_t count) {
     tfm__op o;
     int64_t *from, *users;
@@ -14563,10 +14572,12 @@ TFM_API tfm_status tfm_cache_reorder(tfm_ctx *c, tfm_cache *cache, const int64_t
         return tfm__refused(c);
     }
     from = (int64_t *)tfm__temporary(&o, cache->batch * (int64_t)sizeof(int64_t));
-    users = (int64_t *)tfm__temporary(&o, cache->batch * (int64_t)sizeof(int64_t));
+    users = (int64_t *)tfm__arena_meta(c, cache->batch * (int64_t)sizeof(int64_t)); /* real memory in a dry run, too */
     if (from && users && o.run) {
         memcpy(from, rows, (size_t)count * sizeof(int64_t));
         tfm__cache_move_rows(cache, from, users);
+    } else if (from && users) {
+        tfm__cache_move_lengths(cache, tfm__cache_lengths(c, cache), rows, users);
     }
     return tfm__leave_status(&o);
 }
@@ -18361,7 +18372,7 @@ TFM_API tfm_status tfm_session_reorder(tfm_ctx *c, tfm_session *s, const int64_t
     const tfm_status busy = tfm__verb_begin(c);
     if (busy) return busy;
     if (tfm__session_given(c, "tfm_session_reorder", s) && tfm_cache_reorder(c, s->self, rows, count) == TFM_OK
-        && s->cross)
+        && s->cross && !tfm__session_measured(s, c)) /* a plan of cross would say that it has been encoded */
         tfm__ignore(tfm_cache_reorder(c, s->cross, rows, count));
     return tfm__verb_end(c);
 }

@@ -777,9 +777,9 @@ Test(cache, a_measurement_over_a_real_cache_counts_the_keys_that_a_run_sees) {
     tfm_destroy(c);
 }
 
-/* What cuts, slides and forks a cache in a measurement does it to the lengths that there would be. */
-Test(cache, a_measurement_cuts_slides_and_forks_a_real_cache_as_a_run_does) {
-    static const int64_t rows[BATCH] = {1, 1, 0};
+/* What cuts, slides, forks and reorders a cache in a measurement does it to the lengths that there would be. */
+Test(cache, a_measurement_changes_a_real_cache_as_a_run_does) {
+    static const int64_t rows[BATCH] = {1, 1, 0}, short_ones[BATCH] = {2, 1, 1};
     tfm_ctx *c = tfm_create(NULL);
     const tfm_cache_options g = geometry(TFM_F32, 16);
     const inputs x = make_inputs(c, 10, TFM_F32);
@@ -810,9 +810,15 @@ Test(cache, a_measurement_cuts_slides_and_forks_a_real_cache_as_a_run_does) {
         cr_assert_eq(tfm_cache_length(fork, 0, 0), 3);
         cr_assert_eq(tfm_cache_length(fork, 0, 2), 7);
         cr_assert_eq(tfm_cache_length(fork, 1, 2), 5);
+        assert_ok(c, tfm_cache_reorder(c, fork, rows, BATCH));
+        cr_assert_eq(tfm_cache_length(fork, 0, 2), 3);
         tfm_cache_destroy(fork);
+        assert_ok(c, tfm_cache_truncate(c, cache, 2, 2));
+        assert_ok(c, tfm_cache_reorder(c, cache, short_ones, BATCH));
+        o.mask.keep = tfm_full(c, TFM_BOOL, TFM_SHAPE(1, 3), 1);
+        assert_made(c, tfm_attention_cached(c, x.q, cache, 0, &o));
         if (dry) assert_ok(c, tfm_measure_end(c, NULL));
-        cr_assert_eq(tfm_cache_length(cache, 0, 0), dry ? 0 : 7);
+        cr_assert_eq(tfm_cache_length(cache, 0, 0), dry ? 0 : 2);
     }
     tfm_cache_destroy(cache);
     tfm_destroy(c);
