@@ -349,6 +349,7 @@ Test(session, a_feed_that_fails_changes_nothing) {
     tfm_session *s = session_of(&u, 2, 6);
     int64_t ids[8] = {1, 2, 3, 4, 5, 6, 7, 8};
     tfm_tensor *y, *before;
+    int way;
     assert_made(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 3), counts_of(u.c, counts, 2)));
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 4), NULL), TFM_INVALID); /* row 1 has 3 of 6 */
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 4), counts_of(u.c, wrong, 2)), TFM_INVALID);
@@ -356,6 +357,13 @@ Test(session, a_feed_that_fails_changes_nothing) {
     cr_assert_null(tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 2), counts_of(u.c, counts, 2))); /* 3 of 2 ids */
     cr_assert(strstr(tfm_error(u.c), "tfm_session_feed: counts[1] is 3") != NULL, "%s", tfm_error(u.c));
     tfm_clear(u.c);
+    for (way = 0; way < 3; way++) { /* for one row of two, as a matrix, as floats */
+        const tfm_tensor *odd = way == 2 ? tfm_ones(u.c, TFM_SHAPE(2)) : counts_of(u.c, counts, 2 - (way == 0));
+        cr_assert_null(tfm_session_feed(u.c, s, ids_of(u.c, ids, 2, 3),
+                                        way == 1 ? tfm_reshape(u.c, odd, TFM_SHAPE(2, 1)) : odd));
+        cr_assert(strstr(tfm_error(u.c), "tfm_session_feed: counts is") != NULL, "%s", tfm_error(u.c));
+        tfm_clear(u.c);
+    }
     assert_refused(u.c, tfm_session_feed(u.c, s, ids_of(u.c, ids, 4, 2), NULL), TFM_INVALID);
     assert_refused(u.c, tfm_session_feed(u.c, s, NULL, NULL), TFM_INVALID);
     ids[1] = VOCAB;
