@@ -11932,8 +11932,8 @@ static void tfm__product_task(void *arg, int64_t begin, int64_t end, int slot) {
 }
 
 static double tfm__product_work(const tfm__product *p) {
-    const double flops = 2.0 * (double)p->rows * (double)p->cols * (double)p->depth;
-    return tfm__max64(p->rows, 2) == 2 ? 2.0 * flops : flops; /* few rows wait for B's bytes, not for arithmetic */
+    const double b = (double)p->cols * (double)p->depth, flops = 2.0 * (double)p->rows * b;
+    return p->rows <= 2 && b >= 32768.0 ? 2.0 * flops : flops; /* few rows wait for bytes of B that L1 cannot hold */
 }
 
 /* Cuts C into tiles for all slots; by columns first when A is in strips: each slot packs its own part of B. */
