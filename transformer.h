@@ -2311,9 +2311,9 @@ static void tfm__arena_poison(const tfm_ctx *c, int first, int last) {
 
 /* -- tensor headers ------------------------------------------------------------------------------------------------ */
 
-/* What the blocks of so many slots take of the allocator. */
-static int64_t tfm__headers_bytes(int64_t slots) {
-    return slots / TFM__HEADERS * tfm__block_bytes((int64_t)sizeof(tfm__header_block));
+/* What the blocks of so many headers take of the allocator. */
+static int64_t tfm__headers_bytes(int64_t count) {
+    return count / TFM__HEADERS * tfm__block_bytes((int64_t)sizeof(tfm__header_block));
 }
 
 static int tfm__headers_grow(tfm_ctx *c) {

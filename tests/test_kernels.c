@@ -646,7 +646,7 @@ Test(kernels, reductions_stay_within_their_budgets_and_do_not_depend_on_alignmen
             double sum = 0, squares = 0, dot = 0, most = -HUGE_VAL, least = HUGE_VAL, magnitude = 0, products = 0;
             fill_normal(x, n);
             fill_normal(b, n);
-            if (n) memcpy(moved, x, (size_t)n * 4);
+            if (n > 0) memcpy(moved, x, (size_t)n * 4);
             for (i = 0; i < n; i++) {
                 const double v = (double)x[i], w = (double)b[i];
                 sum += v, squares += v * v, dot += v * w, magnitude += fabs(v), products += fabs(v * w);
