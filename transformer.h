@@ -3572,7 +3572,7 @@ TFM__ALWAYS_INLINE tfm__v v_iota(void) { return _mm256_setr_ps(0.0f, 1.0f, 2.0f,
 TFM__ALWAYS_INLINE tfm__v v_load(const float *p) { return _mm256_loadu_ps(p); }
 TFM__ALWAYS_INLINE void v_store(float *p, tfm__v a) { _mm256_storeu_ps(p, a); }
 TFM__ALWAYS_INLINE tfm__v v_loadn(const float *p, int64_t n) { return _mm256_maskload_ps(p, TFM__FN(lanes_n)(n)); }
-/* A masked store is microcode on AMD (Zen 4: 42 steps). */
+/* A masked store is microcode on AMD: without it products of odd sizes take 0.63 to 1.0 of the time (Zen 4). */
 TFM__ALWAYS_INLINE void v_storen(float *p, tfm__v a, int64_t n) {
     __m128 part = _mm256_castps256_ps128(a);
     if (n >= 8) {
@@ -11245,7 +11245,7 @@ static void tfm__turn_out(const tfm__softmax *s, char *y, const float *lane, int
     }
 }
 
-/* Element by element they took 3 to 6 times as long. */
+/* Element by element they took 1.6 times as long as a rule, 6 times where columns lie 4096 bytes apart. */
 static void tfm__softmax_columns_task(void *arg, int64_t begin, int64_t end, int slot) {
     const tfm__softmax *const s = (const tfm__softmax *)arg;
     const int last = s->w.ndim - 1;
@@ -11933,7 +11933,7 @@ static void tfm__product_task(void *arg, int64_t begin, int64_t end, int slot) {
 
 static double tfm__product_work(const tfm__product *p) {
     const double b = (double)p->cols * (double)p->depth, flops = 2.0 * (double)p->rows * b;
-    return p->rows <= 2 && b >= 32768.0 ? 2.0 * flops : flops; /* few rows wait for bytes of B that L1 cannot hold */
+    return p->rows <= 2 && b >= 32768.0 ? 2.0 * flops : flops; /* few rows wait for the bytes of a B from 128 KiB on */
 }
 
 /* Cuts C into tiles for all slots; by columns first when A is in strips: each slot packs its own part of B. */
